@@ -1,0 +1,38 @@
+"""Addresses: text that names a tensor or module in a model, as a tuple of segments.
+
+Owns: the one way to print an address. Must not know the model. Read next: `parser.py`, which reads them.
+
+    ("layers", "0", "weight")  <->  "layers.0.weight"
+    ("blocks", "my block")     <->  'blocks["my block"]'
+
+A segment that would be read as something else (a transform's name, a number, spaces) is quoted in
+brackets, so that printed addresses are unambiguous without a model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tied.algebra.transform import METHODS
+
+Address = tuple[str, ...]
+
+NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w|\.\w)", re.ASCII)
+WORD = re.compile(r"\w+")
+
+
+def show_address(address: Address) -> str:
+    """Print an address so that the parser reads the same address back."""
+    if not address:
+        return "the model itself"
+    first, *rest = address
+    text = first if WORD.fullmatch(first) else _quoted(first)
+    for segment in rest:
+        plain = WORD.fullmatch(segment) and segment not in METHODS
+        text += f".{segment}" if plain else _quoted(segment)
+    return text if not NUMBER.fullmatch(text) else _quoted(first) + text[len(first) :]
+
+
+def _quoted(segment: str) -> str:
+    return f"[{json.dumps(segment, ensure_ascii=False)}]"

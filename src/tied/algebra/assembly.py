@@ -1,0 +1,112 @@
+"""Transforms that assemble one tensor from several, or pick its entries by an index: cat, stack, gather.
+
+Owns: the many-operand moves of entries. Must not do arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tied.algebra.transform import POSTFIX, SUM, Transform
+from tied.errors import ParseError
+
+if TYPE_CHECKING:
+    from tied.algebra.expression import Expression
+
+
+@dataclass(frozen=True)
+class Join(Transform):
+    """`cat([x, y, ...], dim)`, or `stack` where `new_axis`.
+
+    Law: forward(*xs) == torch.cat(xs, dim) or torch.stack(xs, dim); exact.
+    """
+
+    dim: int = 0
+    new_axis: bool = False
+
+    sparse = True
+    exact = True
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        """Return the joined tensor."""
+        return torch.stack(operands, self.dim) if self.new_axis else torch.cat(operands, self.dim)
+
+    def adjoint(self, cotangent: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+        """Cut the cotangent into the pieces that were joined."""
+        if self.new_axis:
+            return cotangent.unbind(self.dim)
+        return cotangent.split([operand.shape[self.dim] for operand in operands], self.dim)
+
+    def text(self, operands: Sequence[Expression]) -> str:
+        """Print as a function call."""
+        name = "stack" if self.new_axis else "cat"
+        return f"{name}([{', '.join(operand.text(SUM) for operand in operands)}], {self.dim})"
+
+
+def _join(expressions: Sequence[Expression], transform: Join) -> Expression:
+    first, *rest = expressions or [None]
+    if first is None:
+        raise ParseError(
+            "Nothing to join.", found="an empty list", expected="at least one expression", fix="list the parts"
+        )
+    return first.apply(transform, *rest)
+
+
+def cat(expressions: Sequence[Expression], dim: int = 0) -> Expression:
+    """Make the expression `cat([...], dim)`: the parts one after the other along an axis that they have."""
+    return _join(expressions, Join(dim))
+
+
+def stack(expressions: Sequence[Expression], dim: int = 0) -> Expression:
+    """Make the expression `stack([...], dim)`: the parts side by side along a new axis."""
+    return _join(expressions, Join(dim, new_axis=True))
+
+
+@dataclass(frozen=True)
+class Gather(Transform):
+    """`theta[index]`: entries of `theta` along its first axis, chosen by an integer tensor; -1 is a zero.
+
+    Law: forward(theta, index) == theta[index], zero where index == -1; exact. The result has the shape
+    `index.shape + theta.shape[1:]`. An index that is too large, or below -1, is an error of torch.
+
+    Source: Chen et al. 2015 (HashedNets), arXiv:1504.04788, eq. 3; Ravanbakhsh et al. 2017, arXiv:1702.08389.
+    """
+
+    bilinear = True
+    exact = True
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        """Append one zero to `theta` and let -1 point at it."""
+        theta, index = operands
+        padded = torch.cat([theta, theta.new_zeros(1, *theta.shape[1:])])
+        return padded.index_select(0, self._places(theta, index)).reshape(*index.shape, *theta.shape[1:])
+
+    @staticmethod
+    def _places(theta: Tensor, index: Tensor) -> Tensor:
+        flat = index.reshape(-1)
+        return torch.where(flat == -1, theta.shape[0], flat)
+
+    def infer(self, *operands: Tensor) -> Tensor:
+        """Apply the shape rule; the index must hold whole numbers."""
+        theta, index = operands
+        if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise RuntimeError(f"an index holds whole numbers, this one holds {index.dtype}")
+        if theta.dim() == 0:
+            raise RuntimeError("a single number cannot be indexed")
+        return self.forward(theta, index)
+
+    def adjoint(self, cotangent: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+        """Add every entry up where it was taken from; the index itself has no derivative."""
+        theta, index = operands
+        padded = cotangent.new_zeros(theta.shape[0] + 1, *theta.shape[1:])
+        rows = cotangent.reshape(index.numel(), *theta.shape[1:])
+        return padded.index_add(0, self._places(theta, index), rows)[:-1], torch.zeros_like(index)
+
+    def text(self, operands: Sequence[Expression]) -> str:
+        """Print as a subscript."""
+        return f"{operands[0].text(POSTFIX)}[{operands[1].text(SUM)}]"

@@ -1,0 +1,104 @@
+"""What a transform is: a value that maps tensors to a tensor.
+
+Owns: the protocol that every transform follows, and the names that the language knows.
+Must not hold tensors: a transform is frozen, hashable, pure data. Read next: `views.py`, the largest family.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from tied.errors import InverseError
+
+if TYPE_CHECKING:
+    from tied.algebra.expression import Expression
+
+SUM, PRODUCT, UNARY, POSTFIX = 1, 2, 3, 4  # how tightly a printed form binds
+
+METHODS = frozenset(
+    "T mT t transpose permute reshape view flatten unflatten squeeze unsqueeze expand repeat repeat_interleave "
+    "flip roll narrow exp softplus square sigmoid reciprocal detach to".split()
+)
+
+
+class Transform(ABC):
+    """A function of one or more tensors, as a value.
+
+    Subclasses are frozen dataclasses that give `forward`, `adjoint` and `text`.
+
+    Attributes:
+        sparse: Each entry of the result reads at most one entry of one operand, times a constant. Then the
+            map A is linear and A*A is diagonal (the use counts), so the nearest source has a closed form.
+        bilinear: Linear in each of two operands, and sparse in one of them while the other is fixed.
+        exact: Moves entries without computing, so that values come out bit for bit.
+        uniform: Multiplies every entry by one constant, and so commutes with moving entries about.
+    """
+
+    sparse: ClassVar[bool] = False
+    bilinear: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    uniform: ClassVar[bool] = False
+
+    @property
+    def binds(self) -> int:
+        """How tightly the printed form binds."""
+        return POSTFIX
+
+    @abstractmethod
+    def forward(self, *operands: Tensor) -> Tensor:
+        """Return the value. Differentiable; every operation is torch's own."""
+
+    def function(self) -> Callable[..., Tensor]:
+        """Return the fastest callable that does what `forward` does."""
+        return self.forward
+
+    def infer(self, *operands: Tensor) -> Tensor:
+        """Return the value for tensors on the meta device: torch's own shape and dtype rule."""
+        return self.forward(*operands)
+
+    def device(self, devices: Sequence[torch.device]) -> set[torch.device]:
+        """Return the device of the result as a set; more than one means that the operands do not meet."""
+        return set(devices)
+
+    @abstractmethod
+    def adjoint(self, cotangent: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+        """Return, for each operand, the transposed derivative applied to `cotangent`; written by hand.
+
+        Law: <forward(x), y> == <x, adjoint(y)> where the transform is linear (float64: 1e-12).
+        """
+
+    def right_inverse(self, value: Tensor, present: Tensor) -> Tensor:
+        """Return the operand nearest to `present` that gives the value nearest to `value`.
+
+        Law: forward(right_inverse(v, x)) == v for every v that some operand gives.
+        Entries of the operand that the result never reads keep their `present` value.
+
+        Raises:
+            InverseError: the transform has no right inverse, or `value` lies outside its range.
+        """
+        if not self.sparse:
+            raise InverseError(
+                f"{type(self).__name__} has no right inverse.",
+                found="a value for the result alone",
+                expected="values for its sources",
+                fix="give the sources, or untie the target first",
+            )
+        (total,) = self.adjoint(value, present)
+        (weight,) = self.adjoint(self.forward(torch.ones_like(present)), present)
+        return torch.where(weight == 0, present, total / torch.where(weight == 0, 1, weight))
+
+    @abstractmethod
+    def text(self, operands: Sequence[Expression]) -> str:
+        """Print the transform applied to `operands`; `parse` reads it back."""
+
+    def after(self, inner: Transform) -> Sequence[Transform] | None:
+        """Return shorter transforms, innermost first, that equal `self` after `inner`; None where there are none.
+
+        Law: applying them one after the other gives bit for bit what `inner` and then `self` give.
+        """
+        return None
