@@ -157,12 +157,11 @@ def agree(first: Tensor, second: Tensor, expression: Expression) -> bool:
     """Tell whether two values of `expression` are the same: bit for bit for pure moves, else up to rounding."""
     if first.shape != second.shape:
         return False
-    if torch.equal(first, second) or not first.is_floating_point():
+    if torch.equal(first, second) or not (first.is_floating_point() or first.is_complex()):
         return torch.equal(first, second)
-    second = second.to(first.dtype)
-    if all(_is_exact(node) for node in expression.nodes()):
-        return torch.equal(first, second)
-    return torch.allclose(first, second, rtol=64 * torch.finfo(first.dtype).eps, atol=0, equal_nan=True)
+    exact = all(_is_exact(node) for node in expression.nodes())
+    rtol = 0 if exact else 64 * torch.finfo(first.dtype).eps
+    return torch.allclose(first, second.to(first.dtype), rtol=rtol, atol=0, equal_nan=True)
 
 
 def _is_exact(node: Expression) -> bool:

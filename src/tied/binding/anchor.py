@@ -1,0 +1,80 @@
+"""Anchors: references to modules that find their way into copies, and never drag a module along.
+
+Owns: what happens to a reference under `copy.deepcopy` and `pickle`. Must not know ties. Read next: `link.py`.
+
+An anchor is copied empty. The module that it names carries a `Plant` in its `__dict__`; where the module
+itself is copied, its plant comes along and fills the copied anchor with the copied module. So an anchor
+in a copy names the copy of its module if the copy holds one, in whichever order they were copied.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+PLANT = "_tied_anchor"
+
+
+class Anchor:
+    """A reference to a module; empty in a copy that does not hold the module."""
+
+    def __init__(self, module: nn.Module | None = None) -> None:
+        """Refer to `module`, weakly."""
+        self._reference = None if module is None else weakref.ref(module)
+        self._waiting: list[Callable[[], object]] = []
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module; None in a copy without it, and after its end."""
+        return None if self._reference is None else self._reference()
+
+    def fill(self, module: nn.Module) -> None:
+        """Name `module` from now on, and tell those who wait for it."""
+        self._reference = weakref.ref(module)
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell()
+
+    def when_filled(self, tell: Callable[[], object]) -> None:
+        """Call `tell` when the copy of the module turns up."""
+        self._waiting.append(tell)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Anchor:
+        """Name the copy of the module if it is under way already."""
+        return Anchor(memo.get(id(self.module)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle empty."""
+        return Anchor, ()
+
+
+class Plant:
+    """What an anchored module carries, so that a copy of the module fills the copies of its anchor."""
+
+    def __init__(self, anchor: Anchor, module: nn.Module) -> None:
+        """Fill `anchor` with `module`."""
+        self.anchor = anchor
+        anchor.fill(module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plant | None:
+        """Fill the copied anchor with the copied module."""
+        module = memo.get(id(self.anchor.module))
+        return None if module is None else Plant(copy.deepcopy(self.anchor, memo), module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle together with the module that carries it."""
+        module = self.anchor.module
+        return (Anchor, ()) if module is None else (Plant, (self.anchor, module))
+
+
+def anchor(module: nn.Module) -> Anchor:
+    """Return the anchor of a module, and plant one where there is none."""
+    plant = module.__dict__.get(PLANT)
+    if not isinstance(plant, Plant) or plant.anchor.module is not module:  # a shallow copy has the plant of its original
+        plant = Plant(Anchor(), module)
+        module.__dict__[PLANT] = plant
+    return plant.anchor

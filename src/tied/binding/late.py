@@ -1,0 +1,238 @@
+"""The late-reading class: what a module becomes when one of its attributes is tied.
+
+Owns: the cached subclass that reads tied attributes at each access, and how it is copied and pickled.
+Must not decide what is tied to what (`declare.py`). Read next: `loading.py`.
+
+The subclass keeps the name of its base, so that class names in logs, wrap policies and messages stay.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from tied.binding.link import Link
+from tied.binding.loading import load_alone
+from tied.binding.slots import LINKS, links
+from tied.errors import WriteError
+
+
+class Late:
+    """The methods that a module gains when attributes of it are tied; always mixed with a module class."""
+
+    __dict__: dict[str, Any]
+    _tied_base: type[nn.Module]
+    _tied_names: frozenset[str]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to write to a tied attribute, unless what comes is its source itself."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse to delete a tied attribute."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, None)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Refuse to register over a tied attribute, unless what comes is its source itself."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, param)
+        else:
+            super().register_parameter(name, param)  # type: ignore[misc]
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Refuse to register over a tied attribute."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, tensor)
+        else:
+            super().register_buffer(name, tensor, persistent)  # type: ignore[misc]
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Freeze or thaw the module, and the sources of its tied attributes: they are its weights too."""
+        for link in links(self).values():  # type: ignore[arg-type]
+            for tensor in link.tensors().values():
+                if tensor.is_leaf and tensor.is_floating_point():
+                    tensor.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)  # type: ignore[misc]
+
+    def extra_repr(self) -> str:
+        """Show what the module shows, and its ties."""
+        shown = [super().extra_repr()] if super().extra_repr() else []  # type: ignore[misc]
+        shown += [f"{name}={link.expression}" for name, link in links(self).items()]  # type: ignore[arg-type]
+        return ", ".join(shown)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, link in links(self).items():  # type: ignore[arg-type]
+            if prefix + name in state_dict:
+                state_dict = {key: value for key, value in state_dict.items() if key != prefix + name} | load_alone(
+                    link, state_dict[prefix + name], prefix, name
+                )
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+
+    # -- copies -------------------------------------------------------------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Name the class by its base, since a class made at run time cannot be found by name."""
+        make, arguments, *rest = super().__reduce_ex__(protocol)
+        if make is copyreg.__newobj__:
+            arguments = (self._tied_base, *arguments[1:])
+        return _remake, (make, arguments, self._tied_names), *rest
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state as the base class does, then settle what is tied to what in this copy."""
+        late, self.__class__ = type(self), self._tied_base  # type: ignore[assignment]
+        if isinstance(self, nn.RNNBase):
+            state.setdefault("_flat_weights", [])
+        self.__setstate__(state)  # type: ignore[attr-defined]
+        self.__class__ = late  # type: ignore[assignment]
+        for name, link in links(self).items():  # type: ignore[arg-type]
+            settle(self, name, link)  # type: ignore[arg-type]
+        shed(self)  # type: ignore[arg-type]
+
+
+def _remake(make: Any, arguments: tuple[Any, ...], names: frozenset[str]) -> Any:
+    made = make(*arguments)
+    made.__class__ = late_class(type(made), names)
+    return made
+
+
+def _refuse(module: Any, name: str, value: Any) -> None:
+    link = links(module)[name]
+    if value is not None and value is link.read():
+        return
+    what = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+    raise WriteError(
+        f"'{name}' of {module._get_name()} is tied and owns no memory, so it cannot be set or deleted.",
+        found=f"{name} = {link.expression}; {what} was assigned",
+        expected="an assignment to the source",
+        fix=f"assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '...{name}')",
+    )
+
+
+class _Attribute(property):
+    """A tied attribute: reads its link, or what the module holds where the tie was undone."""
+
+    def __init__(self, name: str) -> None:
+        def read(module: nn.Module) -> Tensor:
+            link = module.__dict__[LINKS].get(name)
+            return link.read() if link is not None else _unlinked(module, name)
+
+        super().__init__(read)
+
+
+def _unlinked(module: nn.Module, name: str) -> Tensor:
+    for place in (module._parameters, module._buffers, module.__dict__):
+        if name in place:
+            return place[name]  # type: ignore[return-value]
+    raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
+
+
+class LateRecurrent(Late):
+    """A late-reading LSTM, GRU or RNN: torch caches their weights in a list, which would go stale."""
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
+
+    def _init_flat_weights(self) -> None:
+        self.__dict__["_flat_weight_refs"] = []
+
+    def _weights_have_changed(self) -> bool:
+        return False
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: another module owns the memory."""
+
+
+@functools.cache
+def late_class(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
+    """Return the subclass of `base` that reads the attributes `names` late; the same one each time."""
+    mixin = LateRecurrent if issubclass(base, nn.RNNBase) else Late
+    body: dict[str, Any] = {name: _Attribute(name) for name in names}
+    body |= {"_tied_base": base, "_tied_names": names, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(base.__name__, (mixin, base), body | {"__qualname__": base.__qualname__})
+
+
+def install(module: nn.Module, name: str, link: Link) -> None:
+    """Make the attribute `name` of `module` read `link`; what the module held there is dropped."""
+    place = module._buffers if name in module._buffers else module._parameters
+    if name in place:
+        link.position = list(place).index(name)
+        module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
+    module.__dict__[LINKS] = {**links(module), name: link}
+    _wear(module)
+
+
+def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None) -> None:
+    """Make the attribute `name` an ordinary one again, holding `tensor` at its old position."""
+    link = links(module)[name]
+    module.__dict__[LINKS] = _without(links(module), name)
+    if tensor is not None:
+        place = "_parameters" if isinstance(tensor, Parameter) else "_buffers"
+        module.__dict__[place] = _inserted(getattr(module, place), link.position, name, tensor)
+    _wear(module)
+    if isinstance(module, nn.RNNBase) and not isinstance(module, Late):
+        module._init_flat_weights()
+
+
+def is_late(module: nn.Module, name: str) -> bool:
+    """Tell whether the module's class reads the attribute late."""
+    return isinstance(getattr(type(module), name, None), _Attribute)
+
+
+def _wear(module: nn.Module) -> None:
+    """Put on the class that fits the module's links; classes put on top by others stay."""
+    names = frozenset(links(module))
+    base = type(module).__dict__.get("_tied_base")
+    if base is None and not isinstance(module, Late):
+        base = type(module)
+    elif base is None:  # somebody subclassed the late class; keep that class and add what is missing
+        names -= {name for name in names if is_late(module, name)}
+        base = type(module)
+        if not names:
+            return
+    module.__class__ = late_class(base, names) if names else base
+    if not links(module):
+        module.__dict__.pop(LINKS, None)
+    shed(module)
+
+
+def shed(module: nn.Module) -> None:
+    """Drop the cache of weights that a recurrent module holds, where it reads late."""
+    if isinstance(module, LateRecurrent):
+        module.__dict__.pop("_flat_weights", None)
+        module._init_flat_weights()
+
+
+def settle(module: nn.Module, name: str, link: Link) -> None:
+    """Decide what a copied attribute is: still tied if its source is in the copy, else a Parameter of its own."""
+    if link.home is not None and link.home.module is None:
+        link.home.when_filled(link.connect)
+    if link.can_connect:
+        return
+    value = link.own_value().detach().clone()
+    needs = any(tensor.requires_grad for tensor in link.kept.values())
+    uninstall(module, name, Parameter(value, requires_grad=needs))
+
+    def retry() -> None:
+        if link.can_connect and name not in links(module):
+            install(module, name, link.connect())
+
+    link.when_found(retry)
+
+
+def _without(place: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in place.items() if key != name}
+
+
+def _inserted(place: dict[str, Any], position: int, name: str, value: Any) -> dict[str, Any]:
+    items = [item for item in place.items() if item[0] != name]
+    return dict([*items[:position], (name, value), *items[position:]])

@@ -1,0 +1,205 @@
+"""Links: how one attribute of one module is computed from its sources at each access.
+
+Owns: late reading. A source is found by the way from the home (the innermost module that holds both ends)
+to its owner, at each access, and never by holding a Parameter; so it stays right when a source is replaced,
+moved, loaded with `assign=True`, or becomes computed. Must not change modules. Read next: `late.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tied.algebra import Address, Expression, show_address
+from tied.binding.anchor import Anchor, anchor
+from tied.errors import SourceGoneError
+
+Read = Callable[[], Tensor]
+
+
+class Source:
+    """Where one source of a link is found: an owner module, and an attribute of it.
+
+    Attributes:
+        address: The address in the expression, from the home.
+        owner: The module last seen to own the source; None in a copy that does not hold it.
+    """
+
+    def __init__(self, address: Address, owner: nn.Module | None, mark: Anchor) -> None:
+        """Remember the owner, and its anchor for copies."""
+        self.address, self.owner, self.mark = address, owner, mark
+
+    def reader(self, home: Anchor | None) -> Read:
+        """Return a function that finds and reads the source."""
+        path, name = self.address[:-1], self.address[-1]
+        top = home.module if home is not None else None
+        if top is None:
+            return lambda: _attribute(self.owner, name)
+        reference = weakref.ref(top)
+
+        def read() -> Tensor:
+            module = reference()
+            if module is None:
+                return _attribute(self.owner, name)
+            for segment in path:
+                child = module._modules.get(segment)
+                module = child if child is not None else _child(module, segment, self.address)
+            if module is not self.owner:
+                self.owner = module
+            tensor = module._parameters.get(name)
+            return tensor if tensor is not None else _attribute(module, name)
+
+        return read
+
+    def find(self, home: Anchor | None) -> nn.Module | None:
+        """Return the module that owns the source now."""
+        module = home.module if home is not None else None
+        if module is None:
+            return self.owner
+        for segment in self.address[:-1]:
+            module = _child(module, segment, self.address)
+        return module
+
+
+def _child(module: nn.Module, segment: str, address: Address) -> nn.Module:
+    child = module._modules.get(segment)
+    child = getattr(module, segment, None) if child is None else child  # wrappers pass on what they wrap
+    if not isinstance(child, nn.Module):
+        raise _gone(address, f"{type(module).__name__} has no '{segment}' any more")
+    return child
+
+
+def _attribute(module: nn.Module | None, name: str) -> Tensor:
+    # An AttributeError must not leave a property of a module: nn.Module would word it as its own.
+    try:
+        tensor = getattr(module, name)
+    except AttributeError as error:
+        raise _gone((name,), f"{type(module).__name__} has no '{name}' any more") from error
+    if not isinstance(tensor, Tensor):
+        raise _gone((name,), f"'{name}' of {type(module).__name__} is {type(tensor).__name__}")
+    return tensor
+
+
+def _gone(address: Address, found: str) -> SourceGoneError:
+    return SourceGoneError(
+        f"The source '{show_address(address)}' of a tied attribute is gone.",
+        found=found,
+        expected="the tensor that the tie reads",
+        fix="put the source back, or call tied.untie(model, target) before you take it away",
+    )
+
+
+class Link:
+    """What one tied attribute reads, and how.
+
+    Attributes:
+        expression: The definition, with addresses from the home.
+        home: The anchor of the innermost module that holds both ends; None where the owners were given.
+        position: Where among its module's parameters the attribute stood, for untying.
+        read: Computes the present value.
+    """
+
+    def __init__(self, expression: Expression, sources: Mapping[Address, Source], home: Anchor | None) -> None:
+        """Make a link; call `connect` to be able to read."""
+        self.expression, self.sources, self.home = expression, dict(sources), home
+        self.position = 0
+        self.kept: dict[Address, Tensor] = {}
+        self.read: Read = self._unread
+
+    @classmethod
+    def between(cls, expression: Expression, home: nn.Module) -> Link:
+        """Make and connect a link whose sources all lie inside `home`."""
+        mark = anchor(home)
+        link = cls(expression, {}, mark)
+        for address in expression.sources():
+            owner = Source(address, None, Anchor()).find(mark)
+            assert owner is not None
+            link.sources[address] = Source(address, owner, anchor(owner))
+        return link.connect()
+
+    @classmethod
+    def to(cls, expression: Expression, owners: Mapping[Address, nn.Module]) -> Link:
+        """Make and connect a link to owner modules that are given."""
+        sources = {address: Source(address, owner, anchor(owner)) for address, owner in owners.items()}
+        return cls(expression, sources, None).connect()
+
+    def connect(self) -> Link:
+        """Compile the expression with readers of the sources."""
+        self.read = self.expression.compile(lambda address: self.sources[address].reader(self.home))
+        self.kept = {}
+        return self
+
+    @property
+    def can_connect(self) -> bool:
+        """Tell whether the home, or every owner, is known."""
+        if self.home is not None and self.home.module is not None:
+            return True
+        return all(source.owner is not None for source in self.sources.values())
+
+    def tensors(self) -> dict[Address, Tensor]:
+        """Read every source once."""
+        return {address: source.reader(self.home)() for address, source in self.sources.items()}
+
+    def _unread(self) -> Tensor:
+        raise _gone(self.expression.sources()[0], "a copy was made without the module that holds it")
+
+    # -- copies -------------------------------------------------------------------------------------
+
+    def when_found(self, tell: Callable[[], None]) -> None:
+        """Call `tell` whenever the copy of the home or of an owner turns up."""
+
+        def remember(source: Source) -> None:
+            source.owner = source.mark.module
+            tell()
+
+        if self.home is not None:
+            self.home.when_filled(tell)
+        for source in self.sources.values():
+            source.mark.when_filled(lambda source=source: remember(source))
+
+    def refreshed(self) -> dict[Address, Source]:
+        """Return the sources as they are now: a replaced owner gets an anchor before it is copied."""
+        found: dict[Address, Source] = {}
+        for address, source in self.sources.items():
+            owner = source.find(self.home)
+            found[address] = source if owner is None else Source(address, owner, anchor(owner))
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        """Point into the copy, as far as it is known by now; else remember the present value."""
+        twin = Link(self.expression, {}, copy.deepcopy(self.home, memo))
+        memo[id(self)] = twin
+        twin.position = self.position
+        for address, source in self.refreshed().items():
+            mark = copy.deepcopy(source.mark, memo)
+            twin.sources[address] = Source(address, memo.get(id(source.owner)), mark)
+        if twin.can_connect:
+            return twin.connect()
+        twin.kept = {address: tensor.detach().clone() for address, tensor in self.tensors().items()}
+        for address, tensor in self.tensors().items():
+            twin.kept[address].requires_grad_(tensor.requires_grad)
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with the source tensors themselves: the file holds each of them once."""
+        tensors = {a: t if t.is_leaf else t.detach() for a, t in self.tensors().items()}
+        marks = {address: source.mark for address, source in self.refreshed().items()}
+        return _unpickled, (str(self.expression), marks, self.home, self.position, tensors)
+
+    def own_value(self) -> Tensor:
+        """Return the value from the tensors kept by a copy that does not hold the sources."""
+        return self.expression.value(self.kept)
+
+
+def _unpickled(
+    text: str, marks: dict[Address, Anchor], home: Anchor | None, position: int, tensors: dict[Address, Tensor]
+) -> Link:
+    from tied.algebra import parse
+
+    link = Link(parse(text), {a: Source(a, mark.module, mark) for a, mark in marks.items()}, home)
+    link.position, link.kept = position, tensors
+    return link.connect() if link.can_connect else link

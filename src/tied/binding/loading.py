@@ -1,0 +1,159 @@
+"""What a tied model does with a state dict that names tied targets.
+
+Owns: the reconciliation of target keys with source keys, before torch loads. Must not open files.
+Read next: `declare.py`.
+
+A state dict of a tied model has no key for a target. One from elsewhere may: then the key is dropped where
+it agrees with the source, turned into the source where the source is missing, and refused where they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tied.algebra import Address, Expression, invert, project, ref
+from tied.algebra.projection import agree
+from tied.binding.link import Link
+from tied.binding.slots import links
+from tied.errors import ConflictError, ShapeError, during
+
+State = MutableMapping[str, Any]
+
+
+def attend(home: nn.Module) -> None:
+    """Have `home` reconcile state dicts before it loads them."""
+    if not any(getattr(hook, "hook", None) is reconcile_before for hook in home._load_state_dict_pre_hooks.values()):
+        home.register_load_state_dict_pre_hook(reconcile_before)
+
+
+def reconcile_before(module: nn.Module, state_dict: State, prefix: str, *_: Any) -> None:
+    """Reconcile the keys of every target whose home is `module`; a hook of torch's `load_state_dict`."""
+    for path, link in at_home(module):
+        reconcile(state_dict, prefix, path, link, keep=None)
+
+
+def at_home(home: nn.Module) -> Iterator[tuple[str, Link]]:
+    """Yield the links whose home is `home`, with the state-dict name of their target from there."""
+    for path, module in home.named_modules():
+        for name, link in links(module).items():
+            if link.home is not None and link.home.module is home:
+                yield f"{path}.{name}" if path else name, link
+
+
+def reconcile(state: State, prefix: str, path: str, link: Link, *, keep: str | None) -> None:
+    """Take the key of one target out of `state`, and bring its sources there in accord with it.
+
+    Raises:
+        ConflictError: target and sources differ, and `keep` names no winner.
+        InverseError: the sources are missing, and none give the target's value.
+    """
+    key = prefix + path
+    if key not in state or not isinstance(state[key], Tensor):
+        return
+    value: Tensor = state[key]
+    present = {address: tensor.detach().to(value.device) for address, tensor in link.tensors().items()}
+    keys = {address: prefix + ".".join(address) for address in present}
+    given = {address: state[name].to(value.device) for address, name in keys.items() if name in state}
+    fixed = fixed_sources(link)
+    if not _fits(link.expression, {**present, **given}, value):
+        return  # torch words mismatched shapes itself
+    missing = set(present) - set(given) - fixed
+    if missing or keep == "target":
+        found = invert(link.expression, value, {**present, **given}, fixed | (set() if keep else set(given)))
+        state.update({keys[address]: found[address] for address in found if keep or address in missing})
+    elif keep == "mean":
+        uses = [(link.expression, value), *((ref(a), given[a]) for a in given if a not in fixed)]
+        state.update({keys[a]: tensor for a, tensor in project(uses, {**present, **given}, fixed).items()})
+    elif keep is None and not agree(link.expression.value({**present, **given}), value, link.expression):
+        raise _conflict(key, [keys[a] for a in given], link.expression)
+    del state[key]
+
+
+def fixed_sources(link: Link) -> set[Address]:
+    """Return the sources that are buffers: constants of the map."""
+    owners = {address: source.find(link.home) for address, source in link.sources.items()}
+    return {address for address, owner in owners.items() if owner is not None and address[-1] in owner._buffers}
+
+
+def _fits(expression: Expression, tensors: dict[Address, Tensor], value: Tensor) -> bool:
+    try:
+        metas = {address: tensor.to("meta") for address, tensor in tensors.items()}
+        return expression.infer(metas).shape == value.shape
+    except ShapeError:
+        return False
+
+
+def _conflict(key: str, sources: list[str], expression: Expression) -> ConflictError:
+    return ConflictError(
+        f"'{key}' and its source differ in this state dict, but the model has one tensor for both.",
+        found=f"'{key}' is not {expression} of {' and '.join(map(repr, sources))}",
+        expected="equal values, or only one of the keys",
+        fix="name the winner: tied.load_state_dict(model, state, keep='source'), 'target' or 'mean'",
+    )
+
+
+def load_alone(link: Link, value: Tensor, prefix: str, name: str) -> dict[str, Tensor]:
+    """Load a target's key where its home is not being loaded: into the sources, or not at all.
+
+    Returns:
+        Nothing to load further: an empty dict.
+
+    Raises:
+        ConflictError: the load covers more than the target, so that its source may be loaded too.
+        InverseError: no source gives the value.
+    """
+    with torch.no_grad():
+        present = link.read()
+        value = value.to(present.device)
+        if present.shape != value.shape:
+            return {prefix + name: value}  # torch words mismatched shapes itself
+        if agree(present, value, link.expression):
+            return {}
+        if prefix:
+            raise ConflictError(
+                f"'{prefix}{name}' is tied to {link.expression}, which this load does not see.",
+                found="a value that differs from the source's",
+                expected="a state dict for the model that holds both",
+                fix="load it with that model, or call tied.untie(model, target) first",
+            )
+        tensors = link.tensors()
+        for address, tensor in invert(link.expression, value, tensors, fixed_sources(link)).items():
+            tensors[address].copy_(tensor)
+    return {}
+
+
+def load_state_dict(
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    *,
+    strict: bool = True,
+    assign: bool = False,
+    keep: Literal["source", "target", "mean"] | None = None,
+) -> object:
+    """Load a state dict, and say which value wins where it has two different ones for a tie.
+
+    `model.load_state_dict(...)` does the same for state dicts without such a conflict.
+
+    Args:
+        model: Changed in place.
+        state_dict: As torch's; it is not changed.
+        strict: As torch's.
+        assign: As torch's.
+        keep: The winner of a conflict: `"source"`, `"target"`, or `"mean"`, the least-squares source.
+
+    Returns:
+        What torch returns: the missing and unexpected keys.
+
+    Raises:
+        ConflictError: the values differ, and `keep` names no winner.
+    """
+    with during(f"load_state_dict(model, state_dict, keep={keep!r})"):
+        state = dict(state_dict)
+        for path, home in model.named_modules():
+            for target, link in at_home(home):
+                reconcile(state, f"{path}." if path else "", target, link, keep=keep)
+        return model.load_state_dict(state, strict=strict, assign=assign)

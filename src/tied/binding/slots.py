@@ -1,0 +1,130 @@
+"""Slots: the places of tensors and modules in a model, found by address.
+
+Owns: looking things up in a module tree. Must not change anything. Read next: `link.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from tied.algebra import Address, show_address
+from tied.errors import AddressError, KindError, nearest
+
+LINKS = "_tied"  # the name under which a module keeps the links of its tied attributes
+
+
+def links(module: nn.Module) -> dict[str, Any]:
+    """Return the links of a module's tied attributes, by attribute; empty where there are none."""
+    return module.__dict__.get(LINKS) or {}
+
+
+class Slot(NamedTuple):
+    """What stands at an address: a module, or an attribute of one that holds a tensor."""
+
+    address: Address
+    owner: nn.Module
+    kind: str  # "parameter", "buffer", "tied", "computed" or "module"
+
+    @property
+    def name(self) -> str:
+        """The attribute's name on its owner."""
+        return self.address[-1]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor that stands here now."""
+        return getattr(self.owner, self.name)
+
+
+class ModuleTree:
+    """The names of a model, as the parser asks for them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Look at `model`, without changing it."""
+        self.model = model
+
+    @property
+    def title(self) -> str:
+        """The class of the model."""
+        return type(self.model).__name__
+
+    def names(self, address: Address) -> Collection[str] | None:
+        """Return the names directly under the module at `address`; None where no module is."""
+        module = _walk(self.model, address)
+        return None if module is None else [name for name, _ in _children(module)]
+
+    def slot(self, address: Address) -> Slot:
+        """Return what stands at `address`.
+
+        Raises:
+            AddressError: nothing does.
+        """
+        owner = _walk(self.model, address[:-1]) if address else None
+        kinds = {} if owner is None else dict(_children(owner))
+        if owner is None or address[-1] not in kinds:
+            near = nearest(show_address(address), (show_address(slot.address) for slot in self.slots()))
+            raise AddressError(
+                f"'{show_address(address)}' is not a parameter, buffer or module of {self.title}.",
+                found="nothing there" if address else "an empty address",
+                expected="an address such as those of model.named_parameters()",
+                fix=f"did you mean {near}?" if near else "list the names with dict(model.named_parameters())",
+            )
+        module = owner._modules.get(address[-1])
+        return Slot(address, owner if module is None else module, kinds[address[-1]])
+
+    def slots(self, below: Address = ()) -> Iterator[Slot]:
+        """Yield every slot below an address, modules included, in the order of `named_parameters`."""
+        module = _walk(self.model, below)
+        for name, kind in _children(module) if module is not None else ():
+            child = module._modules[name] if module is not None and kind == "module" else module
+            assert child is not None
+            yield Slot((*below, name), child, kind)
+            if kind == "module":
+                yield from self.slots((*below, name))
+
+    def tensor_slot(self, address: Address) -> Slot:
+        """Return the tensor's slot at `address`.
+
+        Raises:
+            AddressError: nothing is there.
+            KindError: a module is there, or a parameter of a lazy module that has no shape yet.
+        """
+        slot = self.slot(address)
+        shown = show_address(address)
+        if slot.kind == "module":
+            raise KindError(
+                f"'{shown}' is a module, where a tensor is needed.",
+                found=type(slot.owner).__name__,
+                expected=f"a tensor such as '{shown}.weight'",
+                fix="name a tensor, or tie module to module: tie(model, 'tower_b', 'tower_a')",
+            )
+        if isinstance(slot.tensor, UninitializedTensorMixin):
+            raise KindError(
+                f"'{shown}' has no shape yet.",
+                found=f"an uninitialized tensor of {type(slot.owner).__name__}",
+                expected="an initialized one",
+                fix="run one forward through the model, then tie",
+            )
+        return slot
+
+
+def _walk(module: nn.Module, address: Address) -> nn.Module | None:
+    found: nn.Module | None = module
+    for segment in address:
+        found = found._modules.get(segment) if found is not None else None
+    return found
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, str]]:
+    yield from ((name, "tied") for name in links(module))
+    yield from ((n, "parameter") for n, tensor in module._parameters.items() if tensor is not None)
+    yield from ((n, "buffer") for n, tensor in module._buffers.items() if tensor is not None)
+    parametrized = module._modules.get("parametrizations")
+    if isinstance(parametrized, nn.ModuleDict):
+        yield from ((name, "computed") for name in parametrized)
+    yield from ((name, "computed") for name, value in module.__dict__.items() if isinstance(value, Tensor))
+    yield from ((name, "module") for name, child in module._modules.items() if child is not None)
