@@ -106,6 +106,11 @@ class Detach(Transform):
 
     exact = True
 
+    @property
+    def aliases(self) -> bool:
+        """The memory is the operand's."""
+        return True
+
     def forward(self, *operands: Tensor) -> Tensor:
         """Return the value, cut from the graph."""
         return operands[0].detach()

@@ -49,6 +49,11 @@ class Transform(ABC):
         """How tightly the printed form binds."""
         return POSTFIX
 
+    @property
+    def aliases(self) -> bool:
+        """Whether the result always shares the operand's memory, so that writes to it are writes to the operand."""
+        return False
+
     @abstractmethod
     def forward(self, *operands: Tensor) -> Tensor:
         """Return the value. Differentiable; every operation is torch's own."""

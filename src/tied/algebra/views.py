@@ -85,6 +85,7 @@ ROWS: dict[str, Row] = {
     ),
     "narrow": Row(lambda dim, start, length: (dim, start, length), _unnarrow),
 }
+ALIASES = frozenset("T mT transpose permute unflatten squeeze unsqueeze expand narrow".split())
 SAME = {"t": "T", "view": "reshape"}  # two spellings of one map
 
 
@@ -100,6 +101,11 @@ class View(Transform):
 
     sparse = True
     exact = True
+
+    @property
+    def aliases(self) -> bool:
+        """True for the methods that never copy."""
+        return self.name in ALIASES
 
     def forward(self, *operands: Tensor) -> Tensor:
         """Return the rearranged tensor; a view where torch gives one."""
@@ -245,6 +251,11 @@ class Index(Transform):
     def key(self) -> tuple[Any, ...]:
         """The items as torch takes them."""
         return tuple(slice(*item) if isinstance(item, Span) else item for item in self.items)
+
+    @property
+    def aliases(self) -> bool:
+        """Slices and integers select views."""
+        return True
 
     def forward(self, *operands: Tensor) -> Tensor:
         """Return the selected entries, as a view."""

@@ -12,9 +12,11 @@ import copyreg
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from tied.binding.derived import Derived
 from tied.binding.link import Link
 from tied.binding.loading import load_alone
 from tied.binding.slots import LINKS, links
@@ -106,7 +108,7 @@ def _remake(make: Any, arguments: tuple[Any, ...], names: frozenset[str]) -> Any
 
 def _refuse(module: Any, name: str, value: Any) -> None:
     link = links(module)[name]
-    if value is not None and value is link.read():
+    if isinstance(value, Tensor) and _is_source_itself(value, link):
         return
     what = type(value).__name__ if isinstance(value, Tensor) else repr(value)
     raise WriteError(
@@ -115,6 +117,17 @@ def _refuse(module: Any, name: str, value: Any) -> None:
         expected="an assignment to the source",
         fix=f"assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '...{name}')",
     )
+
+
+def _is_source_itself(value: Tensor, link: Link) -> bool:
+    """Tell whether `value` is what the attribute reads anyway, as after `module.weight += 1`."""
+    if isinstance(value, Derived):
+        return value._write == link.write
+    present = link.read()
+    if value is present or isinstance(value, Parameter) or value.device.type == "meta":
+        return value is present
+    same = value.shape == present.shape and value.stride() == present.stride() and value.dtype == present.dtype
+    return same and value.data_ptr() == present.data_ptr()
 
 
 class _Attribute(property):
@@ -218,7 +231,7 @@ def settle(module: nn.Module, name: str, link: Link) -> None:
         link.home.when_filled(link.connect)
     if link.can_connect:
         return
-    value = link.own_value().detach().clone()
+    value = link.own_value().detach().clone(memory_format=torch.contiguous_format)
     needs = any(tensor.requires_grad for tensor in link.kept.values())
     uninstall(module, name, Parameter(value, requires_grad=needs))
 

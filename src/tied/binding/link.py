@@ -12,10 +12,13 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tied.algebra import Address, Expression, show_address
+from tied.algebra import Address, Expression, invert, parse, show_address
+from tied.algebra.expression import Apply
 from tied.binding.anchor import Anchor, anchor
+from tied.binding.derived import derive
 from tied.errors import SourceGoneError
 
 Read = Callable[[], Tensor]
@@ -129,7 +132,9 @@ class Link:
 
     def connect(self) -> Link:
         """Compile the expression with readers of the sources."""
-        self.read = self.expression.compile(lambda address: self.sources[address].reader(self.home))
+        compute = self.expression.compile(lambda address: self.sources[address].reader(self.home))
+        is_view = all(node.transform.aliases for node in self.expression.nodes() if isinstance(node, Apply))
+        self.read = compute if is_view else lambda: derive(compute(), self.write)
         self.kept = {}
         return self
 
@@ -143,6 +148,22 @@ class Link:
     def tensors(self) -> dict[Address, Tensor]:
         """Read every source once."""
         return {address: source.reader(self.home)() for address, source in self.sources.items()}
+
+    def fixed(self) -> set[Address]:
+        """Return the sources that are buffers: constants of the map."""
+        owners = {address: source.find(self.home) for address, source in self.sources.items()}
+        return {address for address, owner in owners.items() if owner is not None and address[-1] in owner._buffers}
+
+    def write(self, value: Tensor) -> None:
+        """Give the sources the values, nearest to the present ones, that make `value` of the target.
+
+        Raises:
+            InverseError: no source gives `value`; nothing was written.
+        """
+        tensors = self.tensors()
+        with torch.no_grad():
+            for address, tensor in invert(self.expression, value, tensors, self.fixed()).items():
+                tensors[address].copy_(tensor)
 
     def _unread(self) -> Tensor:
         raise _gone(self.expression.sources()[0], "a copy was made without the module that holds it")
@@ -198,8 +219,6 @@ class Link:
 def _unpickled(
     text: str, marks: dict[Address, Anchor], home: Anchor | None, position: int, tensors: dict[Address, Tensor]
 ) -> Link:
-    from tied.algebra import parse
-
     link = Link(parse(text), {a: Source(a, mark.module, mark) for a, mark in marks.items()}, home)
     link.position, link.kept = position, tensors
     return link.connect() if link.can_connect else link

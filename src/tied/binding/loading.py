@@ -58,7 +58,7 @@ def reconcile(state: State, prefix: str, path: str, link: Link, *, keep: str | N
     present = {address: tensor.detach().to(value.device) for address, tensor in link.tensors().items()}
     keys = {address: prefix + ".".join(address) for address in present}
     given = {address: state[name].to(value.device) for address, name in keys.items() if name in state}
-    fixed = fixed_sources(link)
+    fixed = link.fixed()
     if not _fits(link.expression, {**present, **given}, value):
         return  # torch words mismatched shapes itself
     missing = set(present) - set(given) - fixed
@@ -71,12 +71,6 @@ def reconcile(state: State, prefix: str, path: str, link: Link, *, keep: str | N
     elif keep is None and not agree(link.expression.value({**present, **given}), value, link.expression):
         raise _conflict(key, [keys[a] for a in given], link.expression)
     del state[key]
-
-
-def fixed_sources(link: Link) -> set[Address]:
-    """Return the sources that are buffers: constants of the map."""
-    owners = {address: source.find(link.home) for address, source in link.sources.items()}
-    return {address for address, owner in owners.items() if owner is not None and address[-1] in owner._buffers}
 
 
 def _fits(expression: Expression, tensors: dict[Address, Tensor], value: Tensor) -> bool:
@@ -120,9 +114,7 @@ def load_alone(link: Link, value: Tensor, prefix: str, name: str) -> dict[str, T
                 expected="a state dict for the model that holds both",
                 fix="load it with that model, or call tied.untie(model, target) first",
             )
-        tensors = link.tensors()
-        for address, tensor in invert(link.expression, value, tensors, fixed_sources(link)).items():
-            tensors[address].copy_(tensor)
+        link.write(value)
     return {}
 
 

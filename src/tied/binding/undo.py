@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tied.algebra import Address, invert, show_address
+from tied.algebra import Address, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
 from tied.binding.declare import unwrapped
 from tied.binding.late import install, is_late, uninstall
 from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
-from tied.binding.loading import fixed_sources
 from tied.binding.slots import ModuleTree
 from tied.errors import ConflictError, KindError, during
 
@@ -82,7 +81,7 @@ def _selected(model: nn.Module, target: str | None) -> list[tuple[Tie, nn.Module
 def _own(link: Link, value: Tensor) -> Tensor:
     """Return a copy of the value that stands by itself: a Parameter, or a buffer where the sources are buffers."""
     copy = value.detach().clone(memory_format=torch.contiguous_format)
-    if fixed_sources(link) == set(link.sources):
+    if link.fixed() == set(link.sources):
         return copy
     return Parameter(copy, requires_grad=any(tensor.requires_grad for tensor in link.tensors().values()))
 
@@ -153,20 +152,13 @@ def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, *, act: bool) ->
         raise _undecided(tie)
     if act:
         if not same and keep == "target":
-            _write_through(link, impostor)
+            assert impostor is not None
+            link.write(impostor.detach())
         for place in (module._parameters, module._buffers, module.__dict__):
             place.pop(name, None)
         install(module, name, link)
     what = "the class of its module was reset" if impostor is None else "a tensor of its own"
     return Mended(tie.target, what if same else f"{what}, with other values", "both" if same else str(keep))
-
-
-def _write_through(link: Link, value: Tensor | None) -> None:
-    assert value is not None
-    tensors = link.tensors()
-    with torch.no_grad():
-        for address, tensor in invert(link.expression, value.detach(), tensors, fixed_sources(link)).items():
-            tensors[address].copy_(tensor)
 
 
 def _undecided(tie: Tie) -> ConflictError:
