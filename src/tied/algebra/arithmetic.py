@@ -201,8 +201,8 @@ class Kron(Transform):
     """
 
     def forward(self, *operands: Tensor) -> Tensor:
-        """Return the Kronecker product."""
-        return torch.kron(operands[0], operands[1])
+        """Return the Kronecker product; torch.kron refuses some strides (2.13), so both are made contiguous."""
+        return torch.kron(operands[0].contiguous(), operands[1].contiguous())
 
     def adjoint(self, cotangent: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
         """Regroup the entries as (entries of x, entries of y), then multiply by the other factor."""
