@@ -1,5 +1,7 @@
 """tied: parameter sharing in PyTorch, declared in one line, and kept.
 
+Names are loaded when they are first used, so that `tied --help` answers without torch.
+
 >>> import tied, torch
 >>> model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(3, 5), "decoder": torch.nn.Linear(5, 3)})
 >>> with tied.tying(model) as m:
@@ -8,31 +10,71 @@
 decoder.weight = encoder.weight.T
 """
 
-from tied.algebra import Expression as Expression, cat as cat, kron as kron, parse as parse, ref as ref, stack as stack
-from tied.binding import (
-    Tie as Tie,
-    load_state_dict as load_state_dict,
-    retie as retie,
-    tie as tie,
-    tie_layers as tie_layers,
-    ties as ties,
-    tying as tying,
-    untie as untie,
-)
-from tied.errors import (
-    AddressError as AddressError,
-    ConflictError as ConflictError,
-    CycleError as CycleError,
-    DeviceError as DeviceError,
-    DtypeError as DtypeError,
-    InverseError as InverseError,
-    KindError as KindError,
-    ParseError as ParseError,
-    ShapeError as ShapeError,
-    SourceGoneError as SourceGoneError,
-    TieError as TieError,
-    TwiceTiedError as TwiceTiedError,
-    WriteError as WriteError,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tied import nn as nn
+    from tied.algebra import (
+        Expression as Expression,
+        cat as cat,
+        kron as kron,
+        parse as parse,
+        ref as ref,
+        stack as stack,
+    )
+    from tied.binding import (
+        Tie as Tie,
+        load_state_dict as load_state_dict,
+        retie as retie,
+        tie as tie,
+        tie_layers as tie_layers,
+        ties as ties,
+        tying as tying,
+        untie as untie,
+    )
+    from tied.errors import (
+        AddressError as AddressError,
+        ConflictError as ConflictError,
+        CycleError as CycleError,
+        DeviceError as DeviceError,
+        DtypeError as DtypeError,
+        InverseError as InverseError,
+        KindError as KindError,
+        ParseError as ParseError,
+        ShapeError as ShapeError,
+        SourceGoneError as SourceGoneError,
+        TieError as TieError,
+        TwiceTiedError as TwiceTiedError,
+        WriteError as WriteError,
+    )
 
 __version__ = "0.1.0"
+
+_NAMES = {
+    "tied.binding": "tying tie tie_layers ties untie retie load_state_dict Tie",
+    "tied.algebra": "Expression cat kron parse ref stack",
+    "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError InverseError KindError "
+    "ParseError ShapeError SourceGoneError TwiceTiedError WriteError",
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+_HOMES["nn"] = "tied.nn"
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tied' has no attribute '{name}'")
+    module = importlib.import_module(_HOMES[name])
+    value = module if name == "nn" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *_HOMES})

@@ -22,7 +22,7 @@ def explain(call: str, problem: str, *, found: str, expected: str, fix: str, cha
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Word the valid names that look most like `name`: "'a' or 'b'", or "" where nothing is near."""
-    return " or ".join(f"'{near}'" for near in difflib.get_close_matches(name, sorted(set(valid)), n=3))
+    return " or ".join(f"'{near}'" for near in difflib.get_close_matches(name, sorted(set(valid)), n=3, cutoff=0.65))
 
 
 class TieError(Exception):

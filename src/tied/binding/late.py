@@ -178,7 +178,8 @@ def install(module: nn.Module, name: str, link: Link) -> None:
     """Make the attribute `name` of `module` read `link`; what the module held there is dropped."""
     place = module._buffers if name in module._buffers else module._parameters
     if name in place:
-        link.position = list(place).index(name)
+        known = [other.order for other in links(module).values() if name in other.order]
+        link.order = known[0] if known else tuple(place)
         module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
     module.__dict__[LINKS] = {**links(module), name: link}
     _wear(module)
@@ -190,7 +191,7 @@ def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None) -> Non
     module.__dict__[LINKS] = _without(links(module), name)
     if tensor is not None:
         place = "_parameters" if isinstance(tensor, Parameter) else "_buffers"
-        module.__dict__[place] = _inserted(getattr(module, place), link.position, name, tensor)
+        module.__dict__[place] = _ordered({**getattr(module, place), name: tensor}, link.order)
     _wear(module)
     if isinstance(module, nn.RNNBase) and not isinstance(module, Late):
         module._init_flat_weights()
@@ -212,7 +213,9 @@ def _wear(module: nn.Module) -> None:
         base = type(module)
         if not names:
             return
-    module.__class__ = late_class(base, names) if names else base
+    wanted = late_class(base, names) if names else base
+    if type(module) is not wanted:
+        module.__class__ = wanted
     if not links(module):
         module.__dict__.pop(LINKS, None)
     shed(module)
@@ -246,6 +249,7 @@ def _without(place: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in place.items() if key != name}
 
 
-def _inserted(place: dict[str, Any], position: int, name: str, value: Any) -> dict[str, Any]:
-    items = [item for item in place.items() if item[0] != name]
-    return dict([*items[:position], (name, value), *items[position:]])
+def _ordered(place: dict[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
+    """Return the entries in the order they had before anything was tied, newer ones last."""
+    ranks = {name: rank for rank, name in enumerate(order)}
+    return dict(sorted(place.items(), key=lambda item: ranks.get(item[0], len(order))))

@@ -71,7 +71,10 @@ def ties(model: nn.Module) -> tuple[Tie, ...]:
 
 def entries(model: nn.Module) -> Iterator[tuple[Tie, nn.Module, Link]]:
     """Yield every tie of a model with the module that holds its target, and its link."""
-    places = {id(module): tuple(path.split(".")) if path else () for path, module in model.named_modules()}
+    places: dict[int, Address] = {}
+    for path, module in model.named_modules():
+        for known in (module, module._parameters):  # a shallow copy shares the latter
+            places[id(known)] = tuple(path.split(".")) if path else ()
     for path, module in model.named_modules():
         for name, link in links(module).items():
             expression = _seen_from_here(link, places)
@@ -82,7 +85,8 @@ def entries(model: nn.Module) -> Iterator[tuple[Tie, nn.Module, Link]]:
 def _seen_from_here(link: Link, places: Mapping[int, Address]) -> Expression | None:
     definitions: dict[Address, Expression] = {}
     for address, source in link.sources.items():
-        place = places.get(id(source.find(link.home)))
+        owner = source.find(link.home)
+        place = places.get(id(owner), places.get(id(owner._parameters))) if owner is not None else None
         if place is None:
             return None
         definitions[address] = Ref((*place, address[-1]))

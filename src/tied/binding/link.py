@@ -102,14 +102,14 @@ class Link:
     Attributes:
         expression: The definition, with addresses from the home.
         home: The anchor of the innermost module that holds both ends; None where the owners were given.
-        position: Where among its module's parameters the attribute stood, for untying.
+        order: The names of its module's parameters (or buffers) before anything was tied, for untying.
         read: Computes the present value.
     """
 
     def __init__(self, expression: Expression, sources: Mapping[Address, Source], home: Anchor | None) -> None:
         """Make a link; call `connect` to be able to read."""
         self.expression, self.sources, self.home = expression, dict(sources), home
-        self.position = 0
+        self.order: tuple[str, ...] = ()
         self.kept: dict[Address, Tensor] = {}
         self.read: Read = self._unread
 
@@ -194,7 +194,7 @@ class Link:
         """Point into the copy, as far as it is known by now; else remember the present value."""
         twin = Link(self.expression, {}, copy.deepcopy(self.home, memo))
         memo[id(self)] = twin
-        twin.position = self.position
+        twin.order = self.order
         for address, source in self.refreshed().items():
             mark = copy.deepcopy(source.mark, memo)
             twin.sources[address] = Source(address, memo.get(id(source.owner)), mark)
@@ -209,7 +209,7 @@ class Link:
         """Pickle with the source tensors themselves: the file holds each of them once."""
         tensors = {a: t if t.is_leaf else t.detach() for a, t in self.tensors().items()}
         marks = {address: source.mark for address, source in self.refreshed().items()}
-        return _unpickled, (str(self.expression), marks, self.home, self.position, tensors)
+        return _unpickled, (str(self.expression), marks, self.home, self.order, tensors)
 
     def own_value(self) -> Tensor:
         """Return the value from the tensors kept by a copy that does not hold the sources."""
@@ -217,8 +217,8 @@ class Link:
 
 
 def _unpickled(
-    text: str, marks: dict[Address, Anchor], home: Anchor | None, position: int, tensors: dict[Address, Tensor]
+    text: str, marks: dict[Address, Anchor], home: Anchor | None, order: tuple[str, ...], tensors: dict[Address, Tensor]
 ) -> Link:
     link = Link(parse(text), {a: Source(a, mark.module, mark) for a, mark in marks.items()}, home)
-    link.position, link.kept = position, tensors
+    link.order, link.kept = order, tensors
     return link.connect() if link.can_connect else link

@@ -1,0 +1,52 @@
+"""The command `tied`: one file per group of commands, the only code that prints.
+
+Owns: the list of commands. Must not import torch here: `tied --help` answers at once. A command imports
+what it needs when it runs.
+
+Exit status: 0 fine, 1 findings, 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from tied.cli.demo import demo
+
+app = typer.Typer(
+    help="Parameter sharing (weight tying) for PyTorch: declare it, keep it, check it, save it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tied {_installed_version()}")
+        raise typer.Exit
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("tied")
+    except metadata.PackageNotFoundError:
+        return "(not installed, running from its source)"
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Stand before every command."""
+
+
+def main() -> None:
+    """Run the command line; the entry point of `tied` and of `python -m tied`."""
+    app(prog_name="tied")

@@ -1,0 +1,1 @@
+"""What runs: the demo and the studies behind the documentation."""

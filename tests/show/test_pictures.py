@@ -1,0 +1,98 @@
+"""Pictures: what is drawn is what was given."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tied.show import pictures
+from tied.show.pictures import (
+    Curve,
+    FilterPair,
+    ImageRow,
+    MissingPackageError,
+    curves,
+    filters,
+    image_rows,
+    mosaic,
+)
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the PNG header."""
+    assert png.startswith(PNG)
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures as they were just before they became bytes."""
+    seen = []
+    finish = pictures._png
+    monkeypatch.setattr(pictures, "_png", lambda figure, title: seen.append(figure) or finish(figure, title))
+    return seen
+
+
+def test_mosaic_puts_images_row_by_row_with_gaps():
+    grid = mosaic(np.arange(12).reshape(3, 4), columns=2)
+    expected = np.full((5, 5), np.nan)
+    expected[:2, :2], expected[:2, 3:], expected[3:, :2] = (
+        [[0, 1], [2, 3]],
+        [[4, 5], [6, 7]],
+        [[8, 9], [10, 11]],
+    )
+    np.testing.assert_array_equal(grid, expected)
+
+
+def test_mosaic_keeps_fractions_beside_a_whole_number_for_empty():
+    assert mosaic(np.full((1, 4), 0.5), columns=1, empty=0).max() == 0.5
+
+
+def test_filters_share_one_scale_and_name_the_difference(figures):
+    encoder = np.linspace(-1, 1, 16 * 64).reshape(16, 64)
+    pairs = [FilterPair("same", encoder, encoder), FilterPair("apart", encoder, encoder * 0.5)]
+    assert size(filters(pairs, "Title"))[0] == 9 * pictures.DOTS_PER_INCH
+    [figure] = figures
+    panels = [axis for axis in figure.axes if axis.images]
+    assert len(panels) == 6
+    assert len({axis.images[0].get_clim() for axis in panels}) == 1
+    assert [panels[2].get_xlabel(), panels[5].get_xlabel()] == [
+        "largest |difference| = 0",
+        "largest |difference| = 0.5",
+    ]
+    assert np.nanmax(np.abs(panels[2].images[0].get_array())) == 0
+
+
+def test_image_rows_show_the_brightness_given(figures):
+    row = ImageRow("half", np.full((10, 64), 0.5))
+    image_rows([row, row], "Title")
+    [figure] = figures
+    drawn = figure.axes[0].images[0]
+    assert drawn.get_clim() == (0, 1)
+    assert drawn.get_array()[0, 0] == 0.5
+
+
+def test_curve_labels_do_not_overlap(figures):
+    lines = [Curve("one\ntwo", [3.0, 1.0]), Curve("three", [3.0, 1.001]), Curve("four", [3.0, 1.002])]
+    curves(lines, "Title", ylabel="error")
+    [figure] = figures
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 3
+    for first, second in [(0, 1), (0, 2), (1, 2)]:
+        lower, upper = sorted((boxes[first], boxes[second]), key=lambda box: box.y0)
+        assert lower.y1 <= upper.y0 + 1
+
+
+def test_more_curves_than_colors():
+    assert size(curves([Curve(str(n), [2.0, 1.0 + n]) for n in range(8)], "Title", ylabel="error"))
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        MissingPackageError, match=r"^Pictures need matplotlib: pip install 'tied\[pictures\]'$"
+    ):
+        image_rows([ImageRow("x", np.zeros((1, 64)))], "Title")
