@@ -102,15 +102,13 @@ def _cases() -> Iterator[Case]:
         "encoder.weight.T * signs": lambda t: t["encoder.weight"].t() * t["signs"],
         "encoder.weight.T + delta": lambda t: t["encoder.weight"].t() + t["delta"],
         "left @ right": lambda t: t["left"] @ t["right"],
-        "cat([encoder.weight.T[:4], delta[:2]], 0)": lambda t: torch.cat(
-            [t["encoder.weight"].t()[:4], t["delta"][:2]]
-        ),
+        "cat([encoder.weight.T[:4], delta[:2]], 0)": lambda t: torch.cat([t["encoder.weight"].t()[:4], t["delta"][:2]]),
         "vector.expand(6, 4)": lambda t: t["vector"].expand(6, 4),
         "encoder.weight.exp().T": lambda t: t["encoder.weight"].exp().t(),
         "encoder.weight.T.detach()": lambda t: t["encoder.weight"].t().detach(),
-        "kron(left[:3], right.T[:2, :]) / 3": lambda t: torch.einsum(
-            "ij,kl->ikjl", t["left"][:3], t["right"].t()[:2]
-        ).reshape(6, 4) / 3,
+        "kron(left[:3], right.T[:2, :]) / 3": lambda t: (
+            torch.einsum("ij,kl->ikjl", t["left"][:3], t["right"].t()[:2]).reshape(6, 4) / 3
+        ),
     }
     yield from (Case(Autoencoder, "decoder.weight", source, oracle) for source, oracle in ae.items())
     lm: dict[str, Callable[[Tensors], Tensor]] = {

@@ -62,8 +62,6 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 _HOMES["nn"] = "tied.nn"
 
-__all__ = list(_HOMES)
-
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used."""

@@ -9,7 +9,7 @@ was called adds it with `during`, so that each message starts with the user's ow
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 
@@ -106,7 +106,7 @@ for _kind in [TieError, *TieError.__subclasses__()]:
 
 
 @contextmanager
-def during(call: str) -> Iterator[None]:
+def during(call: str) -> Generator[None]:
     """Name the user's call in every `TieError` that leaves this block without one."""
     try:
         yield

@@ -50,7 +50,7 @@ def test_addresses_with_brackets() -> None:
     stack = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
     assert str(tied.tie(stack, "1.weight", "0.weight")[0]) == "1.weight = 0.weight"
     named = nn.ModuleDict({"my block": nn.Linear(3, 3), "T": nn.Linear(3, 3)})
-    made = tied.tie(named, 'T.weight', '["my block"].weight.T')
+    made = tied.tie(named, "T.weight", '["my block"].weight.T')
     assert str(made[0]) == 'T.weight = ["my block"].weight.T'
     assert torch.equal(named["T"].weight, named["my block"].weight.t())
 

@@ -52,7 +52,9 @@ def test_gradient_equals_the_reference(case: Case) -> None:
 def test_gradcheck_and_gradgradcheck(case: Case) -> None:
     model = tied_model(case)
     sources = {".".join(a) for a in parse(case.source).sources()} & {n for n, _ in model.named_parameters()}
-    names, leaves = zip(*((n, p.detach().requires_grad_()) for n, p in model.named_parameters() if n in sources), strict=True)
+    names, leaves = zip(
+        *((n, p.detach().requires_grad_()) for n, p in model.named_parameters() if n in sources), strict=True
+    )
     inputs = case.inputs()[:2]
 
     def output(*tensors: Tensor) -> Tensor:

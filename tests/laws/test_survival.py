@@ -178,7 +178,9 @@ def test_compiles_without_graph_breaks(case: Case) -> None:
     for round in range(2):
         if round:  # a source replaced after compiling is followed
             model = _replaced_source(model)
-        torch.testing.assert_close(compiled(case.inputs()), Reference(case, model)(case.inputs()), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            compiled(case.inputs()), Reference(case, model)(case.inputs()), rtol=1e-12, atol=1e-12
+        )
     loss(compiled(case.inputs())).backward()
     reference = Reference(case, model)
     loss(reference(case.inputs())).backward()

@@ -222,5 +222,3 @@ class Kron(Transform):
 def kron(first: Expression, second: Expression) -> Expression:
     """Make the expression `kron(first, second)`."""
     return first.apply(Kron(), second)
-
-

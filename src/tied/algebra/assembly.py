@@ -49,11 +49,11 @@ class Join(Transform):
 
 
 def _join(expressions: Sequence[Expression], transform: Join) -> Expression:
-    first, *rest = expressions or [None]
-    if first is None:
+    if not expressions:
         raise ParseError(
             "Nothing to join.", found="an empty list", expected="at least one expression", fix="list the parts"
         )
+    first, *rest = expressions
     return first.apply(transform, *rest)
 
 

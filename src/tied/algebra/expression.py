@@ -160,12 +160,12 @@ class Expression:
         raise TypeError(f"'{self}' is an expression; select from it with slices")
 
     @property
-    def T(self) -> Expression:  # noqa: N802  (torch's name)
+    def T(self) -> Expression:
         """The matrix transposed."""
         return self.apply(view("T"))
 
     @property
-    def mT(self) -> Expression:  # noqa: N802  (torch's name)
+    def mT(self) -> Expression:
         """The last two axes exchanged."""
         return self.apply(view("mT"))
 
@@ -190,7 +190,8 @@ class Expression:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Expression:
         """Answer torch's functions: `torch.cat([a, b])`, `torch.exp(a)`, `torch.kron(a, b)`."""
-        name = _ALIASES.get(func.__name__, func.__name__)
+        name: str = func.__name__
+        name = _ALIASES.get(name, name)
         builder = _FUNCTIONS.get(name) or getattr(cls, name, None)
         if builder is None:
             raise KindError(
@@ -303,7 +304,9 @@ class Apply(Expression):
         try:
             return self.transform.infer(*operands)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            shapes = ", ".join(f"{operand}: {_shape(meta)}" for operand, meta in zip(self.operands, operands, strict=True))
+            shapes = ", ".join(
+                f"{operand}: {_shape(meta)}" for operand, meta in zip(self.operands, operands, strict=True)
+            )
             raise ShapeError(
                 f"'{self}' cannot be computed.",
                 found=shapes,

@@ -6,48 +6,29 @@ Owns: the grammar. Must not evaluate anything. Read next: `projection.py`.
     product := unary (("*" | "/" | "@") unary)*
     unary   := "-"* postfix
     postfix := atom ("." name ["(" arguments ")"] | "[" items "]")*
-    atom    := number | list | address | ("cat" | "stack") "(" list ["," dim] ")" | "kron" "(" sum "," sum ")" | "(" sum ")"
-
-Given the tree of a model, an address takes as many segments as the model has, so that a submodule
-named `T` or `flip` is found; without one, it ends before the first name of a transform.
+    atom    := number | list | address | "(" sum ")" | function
+    function := ("cat" | "stack") "(" list ["," dim] ")" | "kron" "(" sum "," sum ")"
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Collection
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 
-from tied.algebra.address import NUMBER, WORD, Address, show_address
-from tied.algebra.assembly import cat, stack
+from tied.algebra.address import NUMBER, WORD, Address
 from tied.algebra.arithmetic import kron
+from tied.algebra.assembly import cat, stack
 from tied.algebra.expression import Expression, Ref
+from tied.algebra.locator import ATTRIBUTES, STRING, Locator, Tree, unquote
 from tied.algebra.transform import METHODS
-from tied.errors import AddressError, ParseError, TieError, nearest
+from tied.errors import TieError, nearest
 
-MOST_CHARACTERS = 100_000
 MOST_DEPTH = 64
-ATTRIBUTES = ("T", "mT")
 FUNCTIONS: dict[str, Callable[..., Expression]] = {"cat": cat, "stack": stack, "kron": kron}
-STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
-SPACE = re.compile(r"\s*")
-
-
-class Tree(Protocol):
-    """What the parser asks of a model."""
-
-    @property
-    def title(self) -> str:
-        """The model's name in messages."""
-        ...
-
-    def names(self, address: Address) -> Collection[str] | None:
-        """Return the names directly under the module at `address`; None where no module is."""
-        ...
 
 
 def parse(text: str, tree: Tree | None = None) -> Expression:
@@ -86,57 +67,10 @@ def parse_address(text: str, tree: Tree | None = None) -> Address:
     return found.address
 
 
-class _Parser:
+class _Parser(Locator):
     """A cursor over one text; each method reads one rule and leaves the cursor behind it."""
 
-    def __init__(self, text: str, tree: Tree | None) -> None:
-        self.source, self.tree, self.at, self.depth = text, tree, 0, 0
-        if len(text) > MOST_CHARACTERS:
-            self.fail("The text is too long.", found=f"{len(text)} characters", expected=f"at most {MOST_CHARACTERS}")
-
-    # -- characters ---------------------------------------------------------------------------------
-
-    def fail(self, problem: str, *, found: str, expected: str, at: int | None = None) -> NoReturn:
-        """Raise with the position and its surroundings."""
-        at = self.at if at is None else at
-        near = self.source[max(0, at - 20) : at + 20]
-        raise ParseError(
-            problem,
-            found=f"{found}, at position {at + 1} of '{near if len(self.source) > 60 else self.source}'",
-            expected=expected,
-            fix="write it as in torch: 'encoder.weight.T', '2 * a.w', 'cat([a.w, b.w], 0)', 'embed.weight[:100]'",
-        )
-
-    def skip(self) -> str:
-        """Skip white space; return the next character, or an empty text at the end."""
-        space = SPACE.match(self.source, self.at)
-        self.at = space.end() if space else self.at
-        return self.source[self.at : self.at + 1]
-
-    def take(self, symbol: str) -> bool:
-        """Step over `symbol` if it comes next."""
-        if not symbol or self.skip() != symbol:
-            return False
-        self.at += 1
-        return True
-
-    def need(self, symbol: str) -> None:
-        """Step over `symbol`, which must come next."""
-        if not self.take(symbol):
-            self.fail("Something is missing.", found=self.shown(), expected=f"'{symbol}'")
-
-    def match(self, pattern: re.Pattern[str]) -> str | None:
-        """Step over a pattern if it comes next."""
-        self.skip()
-        found = pattern.match(self.source, self.at)
-        if not found:
-            return None
-        self.at = found.end()
-        return found.group()
-
-    def shown(self) -> str:
-        """Name what comes next, for a message."""
-        return repr(self.skip()) if self.skip() else "the end"
+    depth = 0
 
     def whole(self, rule: Callable[[], Any]) -> Any:
         """Read the whole text by one rule; it must be an expression or an address."""
@@ -144,7 +78,9 @@ class _Parser:
         if self.skip():
             self.fail("The text goes on where it should end.", found=self.shown(), expected="the end, or an operator")
         if not isinstance(result, Expression | tuple):
-            self.fail("This names no tensor.", found=f"the constant {self.source.strip()[:40]}", expected="an address", at=0)
+            self.fail(
+                "This names no tensor.", found=f"the constant {self.source.strip()[:40]}", expected="an address", at=0
+            )
         return result
 
     # -- operators ----------------------------------------------------------------------------------
@@ -153,7 +89,9 @@ class _Parser:
         """Read a sum."""
         self.depth += 1
         if self.depth > MOST_DEPTH:
-            self.fail("Too many parentheses inside each other.", found=f"{self.depth}", expected=f"at most {MOST_DEPTH}")
+            self.fail(
+                "Too many parentheses inside each other.", found=f"{self.depth}", expected=f"at most {MOST_DEPTH}"
+            )
         value = self.product()
         while (sign := self.skip()) in ("+", "-") and sign:
             self.at += 1
@@ -188,7 +126,9 @@ class _Parser:
         except TieError:
             raise
         except (TypeError, ArithmeticError) as error:
-            self.fail("These do not go together.", found=str(error) or type(error).__name__, expected="numbers", at=start)
+            self.fail(
+                "These do not go together.", found=str(error) or type(error).__name__, expected="numbers", at=start
+            )
         self.fail(f"'{sign}' joins expressions and numbers.", found="a list", expected="a list times an expression")
 
     # -- atoms and what follows them ----------------------------------------------------------------
@@ -286,14 +226,20 @@ class _Parser:
         """Read `.to(float16)` or `.to("cuda:0")`."""
         self.need("(")
         quoted = self.match(STRING)
-        words = [] if quoted else [self.match(WORD) or ""]
-        while not quoted and self.take("."):
-            words.append(self.match(WORD) or "")
-        target = _unquote(quoted) if quoted else getattr(torch, words[-1], None)
-        if not quoted and (not isinstance(target, torch.dtype) or words[:-1] not in ([], ["torch"])):
-            self.fail(".to takes a dtype or a device.", found=".".join(words), expected='float16, or "cuda:0" in quotes')
+        target = unquote(quoted) if quoted else self.dtype()
         self.need(")")
         return value.to(target)
+
+    def dtype(self) -> torch.dtype:
+        """Read `float16` or `torch.float16`."""
+        words = [self.match(WORD) or ""]
+        while self.take("."):
+            words.append(self.match(WORD) or "")
+        found = getattr(torch, words[-1], None)
+        if not isinstance(found, torch.dtype) or words[:-1] not in ([], ["torch"]):
+            shown = ".".join(words)
+            self.fail(".to takes a dtype or a device.", found=shown, expected='float16, or "cuda:0" in quotes')
+        return found
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Read `(value, name=value, ...)`."""
@@ -345,118 +291,11 @@ class _Parser:
             return bounds[0]
         return slice(*bounds)
 
-    # -- addresses ----------------------------------------------------------------------------------
-
-    def is_child(self, segment: str) -> bool:
-        """Tell whether the model itself has a child of that name: a ModuleList given as the model."""
-        return self.tree is not None and segment in (self.tree.names(()) or ())
-
-    def quoted_ahead(self) -> bool:
-        """Tell whether a quoted segment `["..."]` comes next, or an index of a list given as the model."""
-        after = _BRACKET.match(self.source, self.at)
-        return bool(after) and (after.group(1)[0] in "\"'" or self.is_child(after.group(1)))
-
-    def address(self) -> Ref:
-        """Read as many segments as belong to the address."""
-        start = self.at
-        address: Address = ()
-        while True:
-            before = self.at
-            segment = self.segment(address)
-            if segment is None:
-                self.at = before
-                break
-            address = (*address, segment)
-        if not address:
-            self.at = start
-            self.fail("An address is missing.", found=self.shown(), expected="an address such as 'encoder.weight'")
-        return Ref(address)
-
-    def segment(self, address: Address) -> str | None:
-        """Read the next segment of an address; None where a transform or an operator comes."""
-        names = self.tree.names(address) if self.tree else None
-        bracket = self.match(_BRACKET)
-        if bracket:
-            name = _unquote(_BRACKET.match(bracket).group(1))  # type: ignore[union-attr]
-            quoted = bracket.lstrip("[ \t\n")[0] in "\"'"
-        elif address and not self.take("."):
-            return None
-        else:
-            name, quoted = self.match(WORD), False
-        if name is None:
-            return None
-        if names is None:
-            return self.bare_segment(name, bracket is not None, quoted, bool(address))
-        return self.child(address, name, names, bracket is not None and not quoted)
-
-    def child(self, address: Address, name: str, names: Collection[str], is_index: bool) -> str | None:
-        """Return the child that `name` means; None where it can be a transform instead."""
-        if is_index and name.startswith("-") and all(other.isdigit() for other in names) and int(name) >= -len(names):
-            name = sorted(names, key=int)[int(name)]
-        if name in names:
-            return name
-        if not address or (names and name not in METHODS and not is_index):
-            self.no_such(address, name, names)
-        return None
-
-    def bare_segment(self, name: str, bracket: bool, quoted: bool, inside: bool) -> str | None:
-        """Decide without a model (or behind a tensor) whether `name` still belongs to the address."""
-        if self.tree is not None and inside:
-            return None
-        if bracket and not quoted:
-            follow = _DOTTED.match(self.source, self.at)
-            return name if name.isdigit() and follow and follow.group(1) not in METHODS else None
-        called = self.skip() == "(" or name in ATTRIBUTES
-        return None if inside and not quoted and name in METHODS and called else name
-
-    def bare_address(self) -> Address:
-        """Read an address that stands alone, so that every segment belongs to it."""
-        segments = list[str]()
-        while self.skip():
-            bracket = self.match(_BRACKET)
-            if not bracket and segments:
-                self.need(".")
-            word = _unquote(_BRACKET.match(bracket).group(1)) if bracket else self.match(WORD)  # type: ignore[union-attr]
-            if not word:
-                self.fail("A segment is missing.", found=self.shown(), expected="a name")
-            segments.append(word)
-        if not segments:
-            self.fail("The address is empty.", found="nothing", expected="an address such as 'encoder.weight'")
-        return tuple(segments)
-
-    def no_such(self, address: Address, name: str, names: Collection[str]) -> NoReturn:
-        """Refuse a name that the model does not have."""
-        assert self.tree is not None
-        rest = re.match(r"[\w.\[\]]*", self.source[self.at :])
-        whole = show_address((*address, name)) + (rest.group() if rest else "")
-        near = nearest(name, names)
-        owner = f"'{show_address(address)}'" if address else "the model"
-        some = "', '".join(sorted(names)[:5])
-        raise AddressError(
-            f"'{whole}' is not a parameter, buffer or module of {self.tree.title}.",
-            found=f"{owner} has no '{name}'",
-            expected=f"one of '{some}'{' ...' if len(names) > 5 else ''}" if names else "a name (it has none)",
-            fix=f"did you mean {near}?" if near else "list the names with dict(model.named_parameters())",
-        )
-
 
 _KEYWORD = re.compile(r"[a-zA-Z_]\w*\s*=(?!=)")
 _ELLIPSIS = re.compile(r"\.\.\.")
 _NONE = re.compile(r"None\b")
-_BRACKET = re.compile(rf"\[\s*(-?\d+|{STRING.pattern})\s*\]")
-_DOTTED = re.compile(r"\s*\.\s*(\w+)")
 _USAGE = {"cat": "cat([a, b], dim)", "stack": "stack([a, b], dim)", "kron": "kron(a, b)"}
-
-
-def _unquote(text: str) -> str:
-    if text[0] == "'":
-        text = '"' + text[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
-    if text[0] != '"':
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text[1:-1]
 
 
 def _operate(sign: str, left: Any, right: Any) -> Expression:
@@ -473,9 +312,12 @@ def _operate(sign: str, left: Any, right: Any) -> Expression:
 def _fold(sign: str, left: int | float, right: int | float) -> int | float:
     if sign == "@":
         raise TypeError("numbers around '@'")
-    value = {"+": lambda: left + right, "-": lambda: left - right, "*": lambda: left * right, "/": lambda: left / right}[
-        sign
-    ]()
+    value = {
+        "+": lambda: left + right,
+        "-": lambda: left - right,
+        "*": lambda: left * right,
+        "/": lambda: left / right,
+    }[sign]()
     if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= 2**63):
         raise ArithmeticError("the number is too large")
     return value

@@ -187,7 +187,8 @@ class Place(Transform):
     def device(self, devices: Sequence[torch.device]) -> set[torch.device]:
         """Bring whatever comes to one device; an index left out means the first."""
         device = torch.device(self.target)
-        return {device if device.index is not None or device.type in ("cpu", "meta") else torch.device(device.type, 0)}
+        has_number = ":" in self.target or device.type in ("cpu", "meta")
+        return {device if has_number else torch.device(device.type, 0)}
 
     def adjoint(self, cotangent: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
         """Move back."""

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 SUM, PRODUCT, UNARY, POSTFIX = 1, 2, 3, 4  # how tightly a printed form binds
 
-METHODS = frozenset(
-    "T mT t transpose permute reshape view flatten unflatten squeeze unsqueeze expand repeat repeat_interleave "
-    "flip roll narrow exp softplus square sigmoid reciprocal detach to".split()
-)
+_VIEWS = "T mT t transpose permute reshape view flatten unflatten squeeze unsqueeze expand repeat repeat_interleave"
+_OTHERS = "flip roll narrow exp softplus square sigmoid reciprocal detach to"
+METHODS = frozenset([*_VIEWS.split(), *_OTHERS.split()])
 
 
 class Transform(ABC):

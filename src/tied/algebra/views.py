@@ -71,7 +71,9 @@ ROWS: dict[str, Row] = {
     "transpose": Row(lambda dim0, dim1: (dim0, dim1), lambda y, shape, a, b: y.transpose(a, b)),
     "permute": Row(lambda *dims: _varied(dims), _unpermute),
     "reshape": Row(lambda *shape: _varied(shape), _back),
-    "flatten": Row(lambda start_dim=0, end_dim=-1: () if (start_dim, end_dim) == (0, -1) else (start_dim, end_dim), _back),
+    "flatten": Row(
+        lambda start_dim=0, end_dim=-1: () if (start_dim, end_dim) == (0, -1) else (start_dim, end_dim), _back
+    ),
     "unflatten": Row(lambda dim, sizes: (dim, tuple(sizes)), _back),
     "squeeze": Row(lambda dim=None: () if dim is None else (dim,), _back),
     "unsqueeze": Row(lambda dim: (dim,), _back),
@@ -85,7 +87,7 @@ ROWS: dict[str, Row] = {
     ),
     "narrow": Row(lambda dim, start, length: (dim, start, length), _unnarrow),
 }
-ALIASES = frozenset("T mT transpose permute unflatten squeeze unsqueeze expand narrow".split())
+ALIASES = frozenset(["T", "mT", "transpose", "permute", "unflatten", "squeeze", "unsqueeze", "expand", "narrow"])
 SAME = {"t": "T", "view": "reshape"}  # two spellings of one map
 
 

@@ -74,7 +74,9 @@ class Plant:
 def anchor(module: nn.Module) -> Anchor:
     """Return the anchor of a module, and plant one where there is none."""
     plant = module.__dict__.get(PLANT)
-    if not isinstance(plant, Plant) or plant.anchor.module is not module:  # a shallow copy has the plant of its original
+    if (
+        not isinstance(plant, Plant) or plant.anchor.module is not module
+    ):  # a shallow copy has the plant of its original
         plant = Plant(Anchor(), module)
         module.__dict__[PLANT] = plant
     return plant.anchor

@@ -88,7 +88,7 @@ def tie(
         return declare(model, pair(model, target, source, buffers), keep=keep, buffers=buffers)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: object) -> nn.Module:
     """Return the module behind `torch.compile`; refuse what cannot be tied.
 
     Raises:

@@ -54,7 +54,7 @@ class Derived(Tensor):
 
 def derive(value: Tensor, write: Write) -> Tensor:
     """Return `value` as a derived tensor, except where Python cannot see writes anyway (tracing)."""
-    if type(value) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if type(value) is not Tensor or torch.compiler.is_compiling() or torch._C._is_tracing():
         return value
     derived = value.as_subclass(Derived)
     derived._write = write
@@ -85,7 +85,9 @@ _KEPT = {"requires_grad_", "share_memory_", "rename_", "detach_", "retain_grad",
 
 def _install_writing_methods() -> None:
     for name in dir(Tensor):
-        operator = name.startswith("__i") and hasattr(Tensor, "__" + name[3:]) and name not in ("__init__", "__invert__")
+        operator = (
+            name.startswith("__i") and hasattr(Tensor, "__" + name[3:]) and name not in ("__init__", "__invert__")
+        )
         method = name.endswith("_") and not name.startswith("_") and name not in _KEPT
         if (operator or method or name == "__setitem__") and callable(getattr(Tensor, name)):
             setattr(Derived, name, _writing(name))

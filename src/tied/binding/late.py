@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Late:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Name the class by its base, since a class made at run time cannot be found by name."""
         make, arguments, *rest = super().__reduce_ex__(protocol)
-        if make is copyreg.__newobj__:
+        if make is getattr(copyreg, "__newobj__"):  # noqa: B009  (hidden from type checkers)
             arguments = (self._tied_base, *arguments[1:])
         return _remake, (make, arguments, self._tied_names), *rest
 
@@ -171,7 +171,8 @@ def late_class(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
     mixin = LateRecurrent if issubclass(base, nn.RNNBase) else Late
     body: dict[str, Any] = {name: _Attribute(name) for name in names}
     body |= {"_tied_base": base, "_tied_names": names, "__module__": base.__module__, "__doc__": base.__doc__}
-    return type(base.__name__, (mixin, base), body | {"__qualname__": base.__qualname__})
+    body["__qualname__"] = base.__qualname__
+    return cast("type[nn.Module]", type(base.__name__, (mixin, base), body))
 
 
 def install(module: nn.Module, name: str, link: Link) -> None:
@@ -215,7 +216,7 @@ def _wear(module: nn.Module) -> None:
             return
     wanted = late_class(base, names) if names else base
     if type(module) is not wanted:
-        module.__class__ = wanted
+        module.__class__ = wanted  # type: ignore[assignment]
     if not links(module):
         module.__dict__.pop(LINKS, None)
     shed(module)

@@ -130,5 +130,3 @@ def _cycle(way: tuple[Address, ...]) -> CycleError:
         expected="at least one tensor that is not a target",
         fix=f"leave one of them untied, or call tied.untie(model, '{shown[0]}') first",
     )
-
-

@@ -161,7 +161,9 @@ def _tensors(tree: ModuleTree, module: Slot, buffers: bool) -> dict[Address, Slo
 def _different(target: Slot, source: Slot, wanted: set[Address], offered: set[Address]) -> None:
     only = {show_address(target.address): wanted - offered, show_address(source.address): offered - wanted}
     found = "; ".join(
-        f"only '{place}' has {', '.join(sorted(map(show_address, names))[:4])}" for place, names in only.items() if names
+        f"only '{place}' has {', '.join(sorted(map(show_address, names))[:4])}"
+        for place, names in only.items()
+        if names
     )
     raise ShapeError(
         f"'{show_address(target.address)}' and '{show_address(source.address)}' are not built alike.",

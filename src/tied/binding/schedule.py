@@ -128,7 +128,9 @@ def tie_layers(
         model = unwrapped(model)
         tree = ModuleTree(model)
         address = parse_address(layers, tree)
-        stack = [slot for slot in tree.slots(address) if slot.kind == "module" and len(slot.address) == len(address) + 1]
+        stack = [
+            slot for slot in tree.slots(address) if slot.kind == "module" and len(slot.address) == len(address) + 1
+        ]
         if not stack:
             raise KindError(
                 f"'{layers}' holds no layers.",

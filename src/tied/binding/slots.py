@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from tied.algebra import Address, show_address
 from tied.errors import AddressError, KindError, nearest
@@ -102,7 +102,7 @@ class ModuleTree:
                 expected=f"a tensor such as '{shown}.weight'",
                 fix="name a tensor, or tie module to module: tie(model, 'tower_b', 'tower_a')",
             )
-        if isinstance(slot.tensor, UninitializedTensorMixin):
+        if isinstance(slot.tensor, UninitializedParameter | UninitializedBuffer):
             raise KindError(
                 f"'{shown}' has no shape yet.",
                 found=f"an uninitialized tensor of {type(slot.owner).__name__}",

@@ -6,7 +6,7 @@ Owns: the stand-ins for a model and its modules that record assignments. Must no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,7 +93,7 @@ def _no_such(tree: ModuleTree, address: Address, name: str) -> AddressError:
 
 
 @contextmanager
-def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> Iterator[Any]:
+def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> Generator[Any]:
     """Declare ties by assignment; all of them take effect together at the end of the block.
 
     None takes effect if one of them fails, or if the block itself raises.

@@ -5,7 +5,6 @@ Owns: the ways out of a tie. Read next: `tying.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch

@@ -18,6 +18,7 @@ from tied.cli.demo import demo
 app = typer.Typer(
     help="Parameter sharing (weight tying) for PyTorch: declare it, keep it, check it, save it.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -28,9 +28,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for results, report and pictures.")] = Path("tied-demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON only.")] = False,
 ) -> None:
-    """Train an autoencoder on handwritten digits in every way that people tie weights, and compare.
+    """Compare the ways to tie an autoencoder, on real digits.
 
-    Shows torch's error for the raw assignment; then, for each recipe, the parameters counted, the gradient,
+    Trains it in every way that people tie its weights, from the same start. Shows torch's error for the raw assignment; then, for each recipe, the parameters counted, the gradient,
     20 AdamW steps against one parameter written by hand, what survives copying, casting and loading, the
     held-out error and the time per step. Every figure is measured in this run.
     """
@@ -41,7 +41,11 @@ def demo(
     except KeyboardInterrupt:
         say("Interrupted before anything was measured; nothing was written.")
         raise typer.Exit(INTERRUPTED) from None
-    _finish(record, out, as_json=as_json)
+    try:
+        _finish(record, out, as_json=as_json)
+    except KeyboardInterrupt:
+        say(f"Interrupted while writing; {out} holds only what was written before.")
+        raise typer.Exit(INTERRUPTED) from None
     if record.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -116,5 +120,7 @@ def _pictures(record: Record, out: Path) -> list[Path]:
 
 
 def _finished(record: Record) -> str:
-    runs = sum(len(runs) for runs in record.runs.values())
-    return f"Finished: {len(record.properties)} recipes checked, {runs} models trained."
+    from tied.study.demo import jobs
+
+    trained, planned = sum(len(runs) for runs in record.runs.values()), len(jobs(record.plan))
+    return f"Finished: {len(record.properties)} recipes checked, {trained} of {planned} models trained."

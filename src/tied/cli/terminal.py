@@ -43,7 +43,7 @@ def show_table(table: Table) -> None:
         print(to_text(table, PLAIN_WIDTH))
         return
     for block in fit(table, console.width):
-        console.print(_rich_table(block))
+        console.print(_rich_table(block), "", sep="\n")
     for note in table.notes:
         console.print(Text(note, style="dim"))
 

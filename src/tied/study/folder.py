@@ -39,7 +39,12 @@ def prepare(folder: Path) -> None:
 
 
 def write_data(record: Record, folder: Path) -> list[Path]:
-    """Write `results.json` and a page without pictures; quick, so that nothing is lost."""
+    """Write `results.json` and a page without pictures; quick, so that nothing is lost.
+
+    Pictures of an earlier run are removed: they would not show these results.
+    """
+    for name in CAPTIONS:
+        (folder / name).unlink(missing_ok=True)
     text = json.dumps(record.to_json(), indent=2) + "\n"
     return [_write(folder / RESULTS, text.encode()), _write(folder / REPORT, report(record, {}).encode())]
 
