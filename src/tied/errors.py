@@ -16,7 +16,7 @@ from contextlib import contextmanager
 def explain(call: str, problem: str, *, found: str, expected: str, fix: str, changed: bool = False) -> str:
     """Word an error: the call, what is wrong, what was found and expected, a way out, the model's state."""
     head = f"{call}\n  {problem}" if call else problem
-    state = "The model was changed; see above." if changed else "The model was not changed."
+    state = "The model was changed in part: torch had loaded what comes before this." if changed else "The model was not changed."
     return f"{head}\n  found:    {found}\n  expected: {expected}\n  fix:      {fix}\n{state}"
 
 

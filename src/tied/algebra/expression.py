@@ -151,6 +151,12 @@ class Expression:
         """Return the matrix product."""
         return self.apply(Matmul(), other)
 
+    def __radd__(self, other: object) -> Expression:
+        """Refuse what is no expression on the left; the message says why."""
+        return _expression(other) + self
+
+    __rsub__ = __rmatmul__ = __rtruediv__ = __radd__
+
     def __getitem__(self, key: Any) -> Expression:
         """Return a slice, or a gather where `key` is an expression: the address of an index buffer."""
         return self.apply(Gather(), key) if isinstance(key, Expression) else self.apply(index(key))
@@ -200,6 +206,10 @@ class Expression:
                 expected="one of the transforms in the documentation, such as .T or torch.cat",
                 fix="compute it from parameters of its own: a parametrization, or a module",
             )
+        for arg in args:
+            for each in arg if isinstance(arg, list | tuple) else (arg,):
+                if isinstance(each, Tensor):
+                    _expression(each)  # raises: constants must be data
         return builder(*args, **(kwargs or {}))
 
 

@@ -298,6 +298,7 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
             except TypeError as error:
                 raise _immutable(slot, error) from error
             attend(home)
+        attend(tree.model)
         undo.pop_all()
 
 

@@ -9,7 +9,8 @@ it agrees with the source, turned into the source where the source is missing, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Generator, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from tied.algebra import Address, Expression, invert, project, ref
 from tied.algebra.projection import agree
 from tied.binding.link import Link
 from tied.binding.slots import links
-from tied.errors import ConflictError, ShapeError, during
+from tied.errors import ConflictError, ShapeError, TieError, during
 
 State = MutableMapping[str, Any]
 
@@ -31,9 +32,26 @@ def attend(home: nn.Module) -> None:
 
 
 def reconcile_before(module: nn.Module, state_dict: State, prefix: str, *_: Any) -> None:
-    """Reconcile the keys of every target whose home is `module`; a hook of torch's `load_state_dict`."""
-    for path, link in at_home(module):
-        reconcile(state_dict, prefix, path, link, keep=None)
+    """Reconcile the keys of every target whose home lies in `module`; a hook of torch's `load_state_dict`."""
+    with _begun(prefix):
+        reconcile_all(module, state_dict, prefix, keep=None)
+
+
+@contextmanager
+def _begun(prefix: str) -> Generator[None]:
+    """Say in errors that torch loads parent modules before their children."""
+    try:
+        yield
+    except TieError as error:
+        error.changed = bool(prefix)
+        raise
+
+
+def reconcile_all(module: nn.Module, state: State, prefix: str, *, keep: str | None) -> None:
+    """Reconcile the keys of every target whose home lies in `module`."""
+    for place, home in module.named_modules(prefix=prefix.removesuffix(".")):
+        for path, link in at_home(home):
+            reconcile(state, f"{place}." if place else "", path, link, keep=keep)
 
 
 def at_home(home: nn.Module) -> Iterator[tuple[str, Link]]:
@@ -100,7 +118,7 @@ def load_alone(link: Link, value: Tensor, prefix: str, name: str) -> dict[str, T
         ConflictError: the load covers more than the target, so that its source may be loaded too.
         InverseError: no source gives the value.
     """
-    with torch.no_grad():
+    with _begun(prefix), torch.no_grad():
         present = link.read()
         value = value.to(present.device)
         if present.shape != value.shape:
@@ -145,7 +163,5 @@ def load_state_dict(
     """
     with during(f"load_state_dict(model, state_dict, keep={keep!r})"):
         state = dict(state_dict)
-        for path, home in model.named_modules():
-            for target, link in at_home(home):
-                reconcile(state, f"{path}." if path else "", target, link, keep=keep)
+        reconcile_all(model, state, "", keep=keep)
         return model.load_state_dict(state, strict=strict, assign=assign)

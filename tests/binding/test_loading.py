@@ -1,0 +1,182 @@
+"""State dicts with both keys, one key, or keys that disagree; strict or not, assigned or copied."""
+
+from typing import Any
+
+import pytest
+import torch
+from corpus import CASES, Case
+from snapshot import refused
+from stack import Stack
+from torch import Tensor, nn
+
+import tied
+
+
+def tied_case(case: Case) -> nn.Module:
+    model = case.build()
+    tied.tie(model, case.target, case.source)
+    return model
+
+
+def trained_state(case: Case) -> tuple[dict[str, Tensor], Tensor]:
+    """Return a state dict with other values, and the target's value that belongs to it."""
+    state = {n: t.clone() for n, t in case.build(seed=5).state_dict().items() if n != case.target}
+    return state, case.oracle(state).clone()
+
+
+INVERTIBLE = [c for c in CASES if not any(sign in c.source for sign in ("+", "@", "kron", "[index]", "expand"))]
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_keys_that_agree(case: Case, assign: bool) -> None:
+    model = tied_case(case)
+    state, value = trained_state(case)
+    given = {case.target: value, **state}
+    assert str(model.load_state_dict(given, strict=True, assign=assign)) == "<All keys matched successfully>"
+    assert case.target in given, "the caller's dict stays as it was"
+    torch.testing.assert_close(model.state_dict(), model.state_dict().__class__(state))
+    torch.testing.assert_close(model.get_submodule(case.target.rpartition(".")[0]).weight.detach()
+                               if case.target.endswith(".weight") else value, value)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_keys_that_disagree(case: Case) -> None:
+    model = tied_case(case)
+    state, value = trained_state(case)
+    with refused(model, tied.ConflictError):
+        model.load_state_dict({**state, case.target: value + 1})
+
+
+def test_the_message_of_a_disagreement() -> None:
+    model = Stack()
+    tied.tie(model, "decoder.weight", "encoder.weight.T")
+    message = """
+'decoder.weight' and its source differ in this state dict, but the model has one tensor for both.
+  found:    'decoder.weight' is not encoder.weight.T of 'encoder.weight'
+  expected: equal values, or only one of the keys
+  fix:      name the winner: tied.load_state_dict(model, state, keep='source'), 'target' or 'mean'
+The model was not changed."""
+    with refused(model, tied.ConflictError, message):
+        model.load_state_dict({**model.state_dict(), "decoder.weight": torch.zeros(6, 4)})
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("case", INVERTIBLE, ids=str)
+def test_the_targets_key_alone(case: Case, assign: bool) -> None:
+    model = tied_case(case)
+    state, value = trained_state(case)
+    sources = {".".join(a) for a in tied.parse(case.source).sources()} & dict(model.named_parameters()).keys()
+    given: dict[str, Any] = {n: t for n, t in state.items() if n not in sources}
+    kept = {n: t.clone() for n, t in model.state_dict().items() if n in sources}
+    model.load_state_dict({**given, case.target: value}, assign=assign)
+    weight = model.get_submodule(case.target.rpartition(".")[0])._tied[case.target.rpartition(".")[2]].read()
+    torch.testing.assert_close(weight.detach(), value, rtol=1e-12, atol=1e-14)
+    if case.source.startswith("cat([embed.weight[2:]"):
+        assert torch.equal(model.embed.weight[:2], kept["embed.weight"][:2]), "rows that nobody reads stay"
+
+
+def test_the_targets_key_alone_where_nothing_gives_it() -> None:
+    model = Stack()
+    tied.tie(model, "decoder.weight", "theta[:4].expand(6, 4)")
+    state = {n: t for n, t in model.state_dict().items() if n != "theta"}
+    with refused(model, tied.InverseError):
+        model.load_state_dict({**state, "decoder.weight": torch.randn(6, 4)})
+
+
+def test_the_sources_key_alone_is_an_ordinary_load() -> None:
+    model, other = tied_case(CASES[0]), tied_case(CASES[0])
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.decoder.weight, model.decoder.weight)
+
+
+def test_missing_both_is_missing_the_source() -> None:
+    model = tied_case(CASES[0])
+    state = {n: t for n, t in model.state_dict().items() if n != "encoder.weight"}
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "encoder.weight"'):
+        model.load_state_dict(state)
+    assert model.load_state_dict(state, strict=False).missing_keys == ["encoder.weight"]
+
+
+def test_wrong_shapes_are_worded_by_torch() -> None:
+    model = tied_case(CASES[0])
+    state = {**model.state_dict(), "decoder.weight": torch.zeros(2, 2)}
+    with pytest.raises(RuntimeError, match=r"decoder\.weight"):
+        model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "wrapper.inner."])
+def test_below_a_wrapper(prefix: str) -> None:
+    case = CASES[0]
+    model = tied_case(case)
+    wrapper = nn.Module()
+    holder = wrapper
+    for name in prefix.rstrip(".").split("."):
+        child = model if name == prefix.rstrip(".").split(".")[-1] else nn.Module()
+        holder.add_module(name, child)
+        holder = child
+    state, value = trained_state(case)
+    wrapper.load_state_dict({prefix + n: t for n, t in {**state, case.target: value}.items()})
+    assert torch.equal(model.decoder.weight, value)
+    with pytest.raises(tied.ConflictError):
+        wrapper.load_state_dict({prefix + n: t for n, t in {**state, case.target: value + 1}.items()})
+
+
+def test_nan_agrees_with_nan() -> None:
+    model = tied_case(CASES[0])
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    state["encoder.weight"][0, 0] = float("nan")
+    model.load_state_dict({**state, "decoder.weight": state["encoder.weight"].t().clone()})
+    assert model.decoder.weight.isnan().sum() == 1
+
+
+# -- loading the target's module alone ---------------------------------------------------------------
+
+
+def test_the_target_alone_writes_to_the_source() -> None:
+    model = Stack()
+    tied.tie(model, "decoder.weight", "2 * encoder.weight.T")
+    model.decoder.load_state_dict({"weight": torch.full((6, 4), 6.0), "bias": torch.ones(6)})
+    assert torch.equal(model.encoder.weight, torch.full((4, 6), 3.0))
+    assert torch.equal(model.decoder.bias, torch.ones(6))
+
+
+def test_the_target_in_a_part_without_its_source() -> None:
+    model = Stack()
+    tied.tie(model, "decoder.weight", "encoder.weight.T")
+    part = nn.ModuleList([model.decoder])
+    part.load_state_dict({"0.weight": model.decoder.weight.detach().clone(), "0.bias": torch.ones(6)})
+    message = """
+'0.weight' is tied to encoder.weight.T, which this load does not see.
+  found:    a value that differs from the source's
+  expected: a state dict for the model that holds both
+  fix:      load it with that model, or call tied.untie(model, target) first
+The model was changed in part: torch had loaded what comes before this."""
+    with refused(model, tied.ConflictError, message):
+        part.load_state_dict({"0.weight": torch.zeros(6, 4), "0.bias": torch.ones(6)})
+
+
+# -- naming a winner ----------------------------------------------------------------------------------
+
+
+def test_load_state_dict_with_a_winner() -> None:
+    case = CASES[0]
+    state, value = trained_state(case)
+    other = value + 1
+    given = {**state, case.target: other}
+    expected = {"source": value, "target": other, "mean": (value + other) / 2}
+    for keep, want in expected.items():
+        model = tied_case(case)
+        tied.load_state_dict(model, given, keep=keep)
+        torch.testing.assert_close(model.decoder.weight.detach(), want, rtol=1e-12, atol=1e-12)
+    assert torch.equal(given[case.target], other), "the caller's dict stays as it was"
+    model = tied_case(case)
+    with refused(model, tied.ConflictError):
+        tied.load_state_dict(model, given)
+
+
+def test_load_state_dict_is_torchs_otherwise() -> None:
+    model, other = tied_case(CASES[0]), tied_case(CASES[0])
+    assert str(tied.load_state_dict(other, model.state_dict(), assign=True)) == "<All keys matched successfully>"
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        tied.load_state_dict(other, {**model.state_dict(), "more": torch.zeros(1)})

@@ -1,0 +1,235 @@
+"""The ways out: `untie`, `retie`, and what a tied attribute does when somebody writes to it."""
+
+import copy
+
+import pytest
+import torch
+from corpus import CASES, Case
+from snapshot import refused
+from stack import Stack
+from torch import nn
+
+import tied
+
+
+@pytest.fixture
+def model() -> Stack:
+    made = Stack()
+    tied.tie(made, {"decoder.weight": "encoder.weight.T", "head.weight": "2 * embed.weight"})
+    return made
+
+
+# -- untie --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_untie_restores_class_order_and_outputs(case: Case) -> None:
+    model, plain = case.build(), case.build()
+    tied.tie(model, case.target, case.source)
+    before = model(case.inputs()).detach()
+    assert [str(t) for t in tied.untie(model)] == [f"{case.target} = {case.source}"]
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    assert all("_tied" not in module.__dict__ for module in model.modules())
+    assert tied.ties(model) == ()
+    torch.testing.assert_close(model(case.inputs()).detach(), before, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [["weight", "bias"], ["bias", "weight"]])
+def test_parameters_return_to_their_places(order: list[str]) -> None:
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(4, 2), "b": nn.MultiheadAttention(4, 2)})
+    names = [n for n, _ in model.named_parameters()]
+    for name in order:
+        tied.tie(model, f"b.in_proj_{name}", f"a.in_proj_{name}")
+    for name in ["weight", "bias"]:
+        tied.untie(model, f"b.in_proj_{name}")
+    assert [n for n, _ in model.named_parameters()] == names
+
+
+def test_untie_one_of_two(model: Stack) -> None:
+    assert [str(t) for t in tied.untie(model, "decoder.weight")] == ["decoder.weight = encoder.weight.T"]
+    assert [str(t) for t in tied.ties(model)] == ["head.weight = 2 * embed.weight"]
+    nn.init.zeros_(model.encoder.weight)
+    assert model.decoder.weight.abs().sum() > 0
+
+
+def test_untie_below_a_module() -> None:
+    model = Stack()
+    tied.tie(model, "layers.*.mlp", "layers.0.mlp")
+    assert len(tied.untie(model, "layers[1]")) == 2
+    assert {t.target[1] for t in tied.ties(model)} == {"2"}
+
+
+def test_untie_an_untied_model_does_nothing() -> None:
+    assert tied.untie(Stack()) == ()
+
+
+def test_untie_what_is_not_tied(model: Stack) -> None:
+    message = """
+untie(model, 'encoder.weight')
+  'encoder.weight' is not tied.
+  found:    an ordinary parameter or module
+  expected: the target of a tie
+  fix:      list the ties with tied.ties(model)
+The model was not changed."""
+    with refused(model, tied.KindError, message):
+        tied.untie(model, "encoder.weight")
+    with refused(model, tied.AddressError):
+        tied.untie(model, "encodr.weight")
+
+
+def test_untie_keeps_requires_grad(model: Stack) -> None:
+    model.encoder.weight.requires_grad_(False)
+    tied.untie(model)
+    assert not model.decoder.weight.requires_grad
+    assert model.head.weight.requires_grad
+
+
+def test_a_shallow_copy_is_untied_by_itself(model: Stack) -> None:
+    twin = copy.copy(model.decoder)
+    holder = nn.ModuleDict({"encoder": model.encoder, "decoder": twin})
+    tied.untie(holder)
+    assert isinstance(twin.weight, nn.Parameter)
+    assert not isinstance(model.decoder.weight, nn.Parameter)
+    assert [n for n, _ in model.decoder.named_parameters()] == ["bias"]
+
+
+# -- writing to a target ------------------------------------------------------------------------------
+
+
+def test_assignment_is_refused(model: Stack) -> None:
+    message = """
+'weight' of Linear is tied and owns no memory, so it cannot be set or deleted.
+  found:    weight = encoder.weight.T; Parameter was assigned
+  expected: an assignment to the source
+  fix:      assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '...weight')
+The model was not changed."""
+    with refused(model, tied.WriteError, message):
+        model.decoder.weight = nn.Parameter(torch.zeros(6, 4))
+    for value in (torch.zeros(6, 4), None, 3, nn.Parameter(model.encoder.weight.t())):
+        with refused(model, tied.WriteError):
+            model.decoder.weight = value
+    with refused(model, tied.WriteError):
+        del model.decoder.weight
+    with refused(model, tied.WriteError):
+        model.decoder.register_parameter("weight", nn.Parameter(torch.zeros(6, 4)))
+    with refused(model, tied.WriteError):
+        model.decoder.register_buffer("weight", torch.zeros(6, 4))
+
+
+def test_assigning_the_source_itself_is_nothing_to_do() -> None:
+    """What `tie_weights` of transformers does after every load."""
+    model = Stack()
+    tied.tie(model, "head.weight", "embed.weight")
+    model.head.weight = model.embed.weight
+    assert [str(t) for t in tied.ties(model)] == ["head.weight = embed.weight"]
+
+
+def test_other_attributes_of_the_target_are_free(model: Stack) -> None:
+    model.decoder.bias = nn.Parameter(torch.ones(6))
+    model.decoder.note = "hello"
+    del model.decoder.note
+    assert model.decoder.bias.sum() == 6
+
+
+def test_writes_pass_through_a_view(model: Stack) -> None:
+    nn.init.constant_(model.decoder.weight, 3.0)
+    assert torch.equal(model.encoder.weight, torch.full((4, 6), 3.0))
+    with torch.no_grad():
+        model.decoder.weight += 1
+        model.decoder.weight[0, 0] = 9
+    model.decoder.weight.data.mul_(2)
+    assert model.encoder.weight[0, 0] == 18
+    assert model.encoder.weight[1, 1] == 8
+
+
+def test_writes_reach_the_source_of_a_computed_weight(model: Stack) -> None:
+    nn.init.normal_(model.head.weight)
+    torch.testing.assert_close(model.head.weight.detach(), 2 * model.embed.weight.detach())
+    model.head.weight.data.fill_(4.0)
+    assert torch.equal(model.embed.weight, torch.full((9, 4), 2.0))
+    with torch.no_grad():
+        model.head.weight += 2
+        model.head.weight[0] = 10
+    assert model.embed.weight[0, 0] == 5
+    assert model.embed.weight[1, 0] == 3
+
+
+def test_a_write_that_no_source_gives_is_refused() -> None:
+    model = Stack()
+    tied.tie(model, "decoder.weight", "theta[:4].expand(6, 4).flip(0)")
+    with refused(model, tied.InverseError):
+        nn.init.normal_(model.decoder.weight)
+    nn.init.zeros_(model.decoder.weight)
+    assert torch.equal(model.theta[:4], torch.zeros(4))
+
+
+def test_a_write_where_gradients_are_recorded_is_refused(model: Stack) -> None:
+    message = """
+A tied weight that is computed cannot be changed by .mul_() where gradients are recorded.
+  found:    an in-place write to a tensor that a tie computes
+  expected: a write under torch.no_grad(), which reaches the source
+  fix:      with torch.no_grad(): ... or write to the source
+The model was not changed."""
+    with refused(model, tied.WriteError, message):
+        model.head.weight.mul_(2)
+
+
+def test_a_computed_weight_copies_and_pickles_as_a_plain_tensor(model: Stack) -> None:
+    import pickle
+
+    weight = model.head.weight
+    assert type(weight * 1) is torch.Tensor
+    assert type(pickle.loads(pickle.dumps(weight))) is torch.Tensor
+    assert type(copy.deepcopy(weight.detach())) is torch.Tensor
+
+
+def test_freezing_the_module_freezes_the_source(model: Stack) -> None:
+    model.decoder.requires_grad_(False)
+    assert not model.encoder.weight.requires_grad
+    assert model.encoder.bias.requires_grad
+    model.decoder.requires_grad_(True)
+    assert model.encoder.weight.requires_grad
+
+
+# -- retie --------------------------------------------------------------------------------------------
+
+
+def test_retie_finds_nothing_in_a_sound_model(model: Stack) -> None:
+    assert tied.retie(model) == ()
+
+
+def test_retie_puts_back_what_was_overwritten(model: Stack) -> None:
+    model.decoder._parameters["weight"] = nn.Parameter(torch.zeros(6, 4))
+    message = """
+retie(model, keep=None)
+  'decoder.weight' was given a value of its own that differs from its source's.
+  found:    decoder.weight = encoder.weight.T does not hold
+  expected: the name of the value to keep
+  fix:      retie(model, keep="source") or retie(model, keep="target")
+The model was not changed."""
+    with refused(model, tied.ConflictError, message):
+        tied.retie(model)
+    twin = copy.deepcopy(model)
+    source = model.encoder.weight.detach().clone()
+    assert [str(m) for m in tied.retie(model, keep="source")] == [
+        "decoder.weight: a tensor of its own, with other values; kept source"
+    ]
+    assert torch.equal(model.decoder.weight, source.t())
+    assert "weight" not in dict(model.decoder.named_parameters())
+    assert [str(m) for m in tied.retie(twin, keep="target")] == [
+        "decoder.weight: a tensor of its own, with other values; kept target"
+    ]
+    assert torch.equal(twin.encoder.weight, torch.zeros(4, 6))
+
+
+def test_retie_equal_values_needs_no_winner(model: Stack) -> None:
+    model.decoder._parameters["weight"] = nn.Parameter(model.encoder.weight.detach().t().clone())
+    assert [m.kept for m in tied.retie(model)] == ["both"]
+
+
+def test_retie_puts_back_a_reset_class(model: Stack) -> None:
+    model.decoder.__class__ = nn.Linear
+    assert [str(m) for m in tied.retie(model)] == ["decoder.weight: the class of its module was reset; kept both"]
+    assert torch.equal(model.decoder.weight, model.encoder.weight.t())
