@@ -186,6 +186,15 @@ def test_tie_layers_keeps_buffers_private() -> None:
     assert len(list(model.parameters())) == 2
 
 
+def test_buffers_of_layers_are_shared_where_asked() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.BatchNorm1d(3) for _ in range(3))})
+    tied.tie_layers(model, "layers")
+    tied.tie(model, "layers.*.running_mean", "layers.0.running_mean", buffers=True)
+    assert len([name for name in model.state_dict() if "running_mean" in name]) == 1
+    tied.tie(model, "layers.*", "layers.0", buffers=True)
+    assert len(model.state_dict()) == 5
+
+
 def test_tie_layers_counts_parameters_exactly() -> None:
     model = Stack(depth=6)
     each = sum(p.numel() for p in model.layers[0].parameters())

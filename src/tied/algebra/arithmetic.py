@@ -5,6 +5,7 @@ Owns: linear and bilinear arithmetic. Must not move entries about (`views.py`) o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tied.algebra.transform import PRODUCT, SUM, UNARY, Transform
+from tied.errors import ParseError
 
 if TYPE_CHECKING:
     from tied.algebra.expression import Expression
@@ -95,6 +97,25 @@ class ScaleBy(Transform):
     def text(self, operands: Sequence[Expression]) -> str:
         """Print with the list written out."""
         return f"{operands[0].text(PRODUCT)} * {listed(self.values)}"
+
+
+def number(value: Any) -> int | float:
+    """Return a constant in its one form: a whole number is an int.
+
+    Raises:
+        ParseError: `value` is not finite.
+    """
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ParseError(
+            "This is not a constant to multiply by.", found=str(value), expected="a finite number", fix="write it out"
+        )
+    real = float(value)
+    return int(real) if real.is_integer() and abs(real) <= 2**53 else real
+
+
+def constants(values: Any) -> Any:
+    """Return nested lists of constants as nested tuples."""
+    return tuple(constants(v) if isinstance(v, list | tuple) else number(v) for v in values)
 
 
 def listed(values: Any) -> str:

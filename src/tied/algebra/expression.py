@@ -12,7 +12,6 @@ method names that build it. Must not hold tensors or know modules. Read next: `p
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tied.algebra.address import Address, show_address
-from tied.algebra.arithmetic import Add, Kron, Matmul, Multiply, Scale, ScaleBy
+from tied.algebra.arithmetic import Add, Kron, Matmul, Multiply, Scale, ScaleBy, constants, number
 from tied.algebra.assembly import Gather, cat, stack
 from tied.algebra.pointwise import Cast, Detach, Place, Pointwise
 from tied.algebra.transform import Transform
@@ -125,7 +124,7 @@ class Expression:
         if isinstance(other, numbers.Real):
             return self._scale(other)
         if isinstance(other, list | tuple):
-            return self.apply(ScaleBy(_constants(other)))
+            return self.apply(ScaleBy(constants(other)))
         return self.apply(Multiply(), other)
 
     __rmul__ = __mul__
@@ -141,8 +140,8 @@ class Expression:
             )
         return self._scale(other, divide=True)
 
-    def _scale(self, number: numbers.Real, divide: bool = False) -> Expression:
-        factor = _number(number)
+    def _scale(self, value: numbers.Real, divide: bool = False) -> Expression:
+        factor = number(value)
         if factor == 0 and divide:
             raise ParseError("Division by zero.", found=f"{self} / 0", expected="another number", fix="check it")
         return self if factor == 1 else self.apply(Scale(factor, divide))
@@ -363,19 +362,6 @@ def _reapply(expression: Expression, transforms: Sequence[Transform]) -> Express
     for transform in transforms:
         expression = expression.apply(transform)
     return expression
-
-
-def _number(value: Any) -> int | float:
-    if isinstance(value, bool) or not math.isfinite(value):
-        raise ParseError(
-            "This is not a constant to multiply by.", found=str(value), expected="a finite number", fix="write it out"
-        )
-    number = float(value)
-    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
-
-
-def _constants(values: Any) -> Any:
-    return tuple(_constants(v) if isinstance(v, list | tuple) else _number(v) for v in values)
 
 
 def _shape(tensor: Tensor) -> str:

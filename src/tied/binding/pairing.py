@@ -62,7 +62,7 @@ def _pair_one(tree: ModuleTree, target: Any, source: Any, *, buffers: bool) -> I
     if "*" not in target:
         yield from _expand(tree, parse_address(target, tree), _source(tree, source), buffers)
         return
-    matches = list(_matches(tree, target, source))
+    matches = list(_matches(tree, target, source, buffers))
     if not matches:
         raise AddressError(
             f"The pattern '{target}' matches nothing in {tree.title} besides its source.",
@@ -78,11 +78,13 @@ def _source(tree: ModuleTree, source: str | Expression) -> Expression:
     return parse(source, tree) if isinstance(source, str) else source
 
 
-def _matches(tree: ModuleTree, pattern: str, source: str | Expression) -> Iterator[tuple[Address, Expression]]:
+def _matches(
+    tree: ModuleTree, pattern: str, source: str | Expression, buffers: bool
+) -> Iterator[tuple[Address, Expression]]:
     regex = _regex(pattern)
     for slot in tree.slots():
         found = regex.fullmatch(".".join(slot.address))
-        if not found or slot.kind == "buffer":
+        if not found or (slot.kind == "buffer" and not buffers):
             continue
         expression = _source(tree, _fill(source, found.groups()) if isinstance(source, str) else source)
         is_module = isinstance(expression, Ref) and tree.slot(expression.address).kind == "module"

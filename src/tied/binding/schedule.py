@@ -101,7 +101,8 @@ def tie_layers(
 ) -> tuple[Tie, ...]:
     """Share parameters between the layers of a stack; each unique layer owns what its copies read.
 
-    Parameters are tied; buffers (batch-norm statistics) stay private. Sharing saves memory, not time.
+    Parameters are tied; buffers (batch-norm statistics) stay private, unless you share them afterwards with
+    `tie(model, "layers.*.norm", "layers.0.norm", buffers=True)`. Sharing saves memory, not time.
 
     Args:
         model: Changed in place, and only if every check passes.
