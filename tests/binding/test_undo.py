@@ -233,3 +233,26 @@ def test_retie_puts_back_a_reset_class(model: Stack) -> None:
     model.decoder.__class__ = nn.Linear
     assert [str(m) for m in tied.retie(model)] == ["decoder.weight: the class of its module was reset; kept both"]
     assert torch.equal(model.decoder.weight, model.encoder.weight.t())
+
+
+# -- the class that a tied module gets ----------------------------------------------------------------
+
+
+def test_the_class_is_made_once_and_makes_ordinary_modules(model: Stack) -> None:
+    other = Stack()
+    tied.tie(other, "decoder.weight", "encoder.weight.T")
+    assert type(model.decoder) is type(other.decoder)
+    fresh = type(model.decoder)(4, 6)
+    assert [n for n, _ in fresh.named_parameters()] == ["weight", "bias"]
+    assert isinstance(fresh.weight, nn.Parameter)
+    assert not hasattr(nn.Linear, "_tied_base")
+
+
+def test_the_class_can_be_subclassed(model: Stack) -> None:
+    class Mine(type(model.decoder)):  # type: ignore[misc]
+        pass
+
+    mine = Mine(4, 6)
+    assert mine(torch.zeros(2, 4)).shape == (2, 6)
+    mine.weight = nn.Parameter(torch.ones(6, 4))
+    assert mine.weight.sum() == 24

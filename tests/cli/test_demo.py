@@ -16,7 +16,7 @@ FILES = {"results.json", "report.html", "filters.png", "reconstructions.png", "l
 COMMAND = [
     sys.executable,
     "-c",
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tied.cli import main; main()",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom tied.cli import main; main()",
 ]
 
 
@@ -89,7 +89,7 @@ def interrupted(folder: Path, after: str) -> tuple[int, str, str]:
 def test_interrupted_run_leaves_what_is_finished_and_says_so(tmp_path):
     code, printed, said = interrupted(tmp_path, after="training 1 of 28")
     assert code == 130
-    assert "Interrupted. Finished: 10 recipes checked, 1 models trained." in said
+    assert "Interrupted. Finished: 10 recipes checked, 1 of 28 models trained." in said
     assert "Written to out: results.json, report.html" in said
     assert "nn.Parameter(w.t())" in printed
     assert "Traceback" not in said

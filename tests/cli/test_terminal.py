@@ -1,6 +1,7 @@
 """Tables and progress on a terminal and without one."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -29,8 +30,8 @@ def test_on_a_terminal_tones_are_colors_and_the_words_stay(monkeypatch):
     monkeypatch.setattr(terminal, "Console", lambda: screen)
     show_table(TABLE)
     printed = screen.file.getvalue()
-    assert "\x1b[32m0.1" in printed
-    assert "\x1b[1;31m0.9" in printed
+    assert re.search(r"\x1b\[32m +0\.1", printed)
+    assert re.search(r"\x1b\[1;31m +0\.9", printed)
     assert "Note." in printed
 
 

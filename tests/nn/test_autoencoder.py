@@ -66,8 +66,7 @@ def test_twenty_steps_of_adamw(sizes):
     reference = leaves(model)
     outputs = [model, lambda x: by_hand(x, reference, len(sizes) - 1, "tanh")]
     optimizers = [
-        torch.optim.AdamW(held, lr=0.05, weight_decay=0.1)
-        for held in (model.parameters(), reference.values())
+        torch.optim.AdamW(held, lr=0.05, weight_decay=0.1) for held in (model.parameters(), reference.values())
     ]
     for batch in batches:
         for optimizer, output in zip(optimizers, outputs, strict=True):

@@ -59,9 +59,7 @@ def test_forward_and_gradient():
 def test_twenty_steps_of_adamw():
     model, x = Pair(), torch.randn(20, 5, 6, dtype=torch.float64)
     reference = leaves(model)
-    optimizers = [
-        torch.optim.AdamW(held, lr=0.05, weight_decay=0.1) for held in (model.parameters(), reference)
-    ]
+    optimizers = [torch.optim.AdamW(held, lr=0.05, weight_decay=0.1) for held in (model.parameters(), reference)]
     for batch in x:
         for optimizer, output in zip(optimizers, (model, lambda x: by_hand(x, *reference)), strict=True):
             optimizer.zero_grad()

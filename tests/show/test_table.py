@@ -32,9 +32,8 @@ recipe  error
 tied      0.1
 untied      -
 
-parameters:
-  how many
-  numbers."""
+parameters: how
+  many numbers."""
 
 
 @pytest.mark.parametrize(("width", "text"), [(21, WIDE), (15, NARROW)])
@@ -57,3 +56,8 @@ def test_without_rows():
 def test_ragged_row_is_an_error():
     with pytest.raises((ValueError, IndexError)):
         to_text(Table(("a", "b"), ((Cell("1"),),)))
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(21, 1), (20, 2)])
+def test_the_gaps_count(width, blocks):
+    assert len(fit(TABLE, width)) == blocks

@@ -132,9 +132,14 @@ def test_folder_holds_a_whole_report(record, tmp_path):
     page = (folder / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == 3
     assert "http" not in page.replace("https://doi", "")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*PICTURES, "results.json", "report.html"]
-    )
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*PICTURES, "results.json", "report.html"])
+
+
+def test_pictures_of_an_earlier_run_do_not_stay(record, tmp_path):
+    for name in [*PICTURES, "mine.png"]:
+        (tmp_path / name).write_text("earlier")
+    write_data(record, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html", "mine.png"}
 
 
 def test_interrupted_write_leaves_the_old_file(record, tmp_path, monkeypatch):

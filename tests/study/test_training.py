@@ -33,9 +33,7 @@ def test_same_seed_same_weights(digits):
 
 
 def test_tied_trains_as_the_functional_form(digits):
-    errors = [
-        list(train(BY_NAME[name].model(0), digits, epochs=2, seed=0)) for name in ("tied", "functional form")
-    ]
+    errors = [list(train(BY_NAME[name].model(0), digits, epochs=2, seed=0)) for name in ("tied", "functional form")]
     assert errors[0][-1].held_out_error == pytest.approx(errors[1][-1].held_out_error, rel=1e-5)
 
 

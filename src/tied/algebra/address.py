@@ -18,8 +18,9 @@ from tied.algebra.transform import METHODS
 
 Address = tuple[str, ...]
 
-NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w|\.\w)", re.ASCII)
+NUMBER = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?!\w|\.\w)")
 WORD = re.compile(r"\w+")
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
 
 
 def show_address(address: Address) -> str:
@@ -31,7 +32,8 @@ def show_address(address: Address) -> str:
     for segment in rest:
         plain = WORD.fullmatch(segment) and segment not in METHODS
         text += f".{segment}" if plain else _quoted(segment)
-    return text if not NUMBER.fullmatch(text) else _quoted(first) + text[len(first) :]
+    is_word = first != "None" and not NUMBER.fullmatch(text)
+    return text if is_word else _quoted(first) + text[len(first) :]
 
 
 def _quoted(segment: str) -> str:

@@ -49,6 +49,13 @@ class Join(Transform):
 
 
 def _join(expressions: Sequence[Expression], transform: Join) -> Expression:
+    if type(transform.dim) is not int or not isinstance(expressions, list | tuple):
+        raise ParseError(
+            "Expressions are joined as in torch.",
+            found=f"{type(expressions).__name__}, dim {transform.dim!r}",
+            expected="a list of expressions, and a whole number",
+            fix="write cat([a.w, b.w], 0), or tied.cat([a, b], 0)",
+        )
     if not expressions:
         raise ParseError(
             "Nothing to join.", found="an empty list", expected="at least one expression", fix="list the parts"
@@ -81,15 +88,14 @@ class Gather(Transform):
     exact = True
 
     def forward(self, *operands: Tensor) -> Tensor:
-        """Append one zero to `theta` and let -1 point at it."""
+        """Put one zero before `theta`, so that -1 points at it and every other mistake is out of range."""
         theta, index = operands
-        padded = torch.cat([theta, theta.new_zeros(1, *theta.shape[1:])])
-        return padded.index_select(0, self._places(theta, index)).reshape(*index.shape, *theta.shape[1:])
+        padded = torch.cat([theta.new_zeros(1, *theta.shape[1:]), theta])
+        return padded.index_select(0, self._places(index)).reshape(*index.shape, *theta.shape[1:])
 
     @staticmethod
-    def _places(theta: Tensor, index: Tensor) -> Tensor:
-        flat = index.reshape(-1)
-        return torch.where(flat == -1, theta.shape[0], flat)
+    def _places(index: Tensor) -> Tensor:
+        return index.reshape(-1).long() + 1
 
     def infer(self, *operands: Tensor) -> Tensor:
         """Apply the shape rule; the index must hold whole numbers."""
@@ -105,7 +111,7 @@ class Gather(Transform):
         theta, index = operands
         padded = cotangent.new_zeros(theta.shape[0] + 1, *theta.shape[1:])
         rows = cotangent.reshape(index.numel(), *theta.shape[1:])
-        return padded.index_add(0, self._places(theta, index), rows)[:-1], torch.zeros_like(index)
+        return padded.index_add(0, self._places(index), rows)[1:], torch.zeros_like(index)
 
     def text(self, operands: Sequence[Expression]) -> str:
         """Print as a subscript."""

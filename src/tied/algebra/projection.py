@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tied.algebra.address import Address, show_address
 from tied.algebra.expression import Apply, Expression, Ref
-from tied.errors import ConflictError, InverseError
+from tied.errors import InverseError
 
 Tensors = Mapping[Address, Tensor]
 
@@ -141,15 +141,7 @@ def _pull(expression: Expression, value: Tensor, tensors: Tensors, fixed: Collec
         _need_sparse(expression, fixed)
     found: dict[Address, Tensor] = {}
     for operand, part in zip(expression.operands, transform.adjoint(value, *operands), strict=True):
-        for address, tensor in _pull(operand, part, tensors, fixed).items():
-            if address in found and not torch.equal(found[address], tensor):
-                raise ConflictError(
-                    f"Two parts of the target ask for different values of {show_address(address)}.",
-                    found="parts that disagree",
-                    expected=f"a value of the form {expression}",
-                    fix="untie the target first, or give the source",
-                )
-            found[address] = tensor
+        found.update(_pull(operand, part, {**tensors, **found}, fixed))
     return found
 
 

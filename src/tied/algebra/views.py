@@ -7,6 +7,7 @@ Must not do arithmetic. Read next: `arithmetic.py`.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,8 +32,19 @@ class Row(NamedTuple):
     adjoint: Callable[..., Tensor]  # (cotangent, shape of the operand, *arguments) -> cotangent of the operand
 
 
-def _varied(sizes: Arguments) -> Arguments:
-    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list | torch.Size) else sizes
+def _sizes(keyword: str) -> Callable[..., Arguments]:
+    """Make a signature that takes whole numbers one by one, as one tuple, or by keyword."""
+
+    def arguments(*sizes: Any, **named: Any) -> Arguments:
+        if named.keys() == {keyword} and not sizes:
+            sizes, named = (named[keyword],), {}
+        if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+            sizes = tuple(sizes[0])
+        if named or any(isinstance(size, tuple | list) for size in sizes):
+            raise TypeError
+        return sizes
+
+    return arguments
 
 
 def _negative(shifts: int | tuple[int, ...]) -> int | tuple[int, ...]:
@@ -69,18 +81,18 @@ ROWS: dict[str, Row] = {
     "T": Row(lambda: (), lambda y, shape: y.t()),
     "mT": Row(lambda: (), lambda y, shape: y.mT),
     "transpose": Row(lambda dim0, dim1: (dim0, dim1), lambda y, shape, a, b: y.transpose(a, b)),
-    "permute": Row(lambda *dims: _varied(dims), _unpermute),
-    "reshape": Row(lambda *shape: _varied(shape), _back),
+    "permute": Row(_sizes("dims"), _unpermute),
+    "reshape": Row(_sizes("shape"), _back),
     "flatten": Row(
         lambda start_dim=0, end_dim=-1: () if (start_dim, end_dim) == (0, -1) else (start_dim, end_dim), _back
     ),
     "unflatten": Row(lambda dim, sizes: (dim, tuple(sizes)), _back),
     "squeeze": Row(lambda dim=None: () if dim is None else (dim,), _back),
     "unsqueeze": Row(lambda dim: (dim,), _back),
-    "expand": Row(lambda *sizes: _varied(sizes), lambda y, shape, *_: y.sum_to_size(tuple(shape))),
-    "repeat": Row(lambda *repeats: _varied(repeats), _unrepeat),
+    "expand": Row(_sizes("size"), lambda y, shape, *_: y.sum_to_size(tuple(shape))),
+    "repeat": Row(_sizes("repeats"), _unrepeat),
     "repeat_interleave": Row(lambda repeats, dim: (repeats, dim), _uninterleave),
-    "flip": Row(lambda *dims: _varied(dims), lambda y, shape, *dims: y.flip(dims)),
+    "flip": Row(_sizes("dims"), lambda y, shape, *dims: y.flip(dims)),
     "roll": Row(
         lambda shifts, dims=None: (shifts,) if dims is None else (shifts, dims),
         lambda y, shape, shifts, *dims: y.roll(_negative(shifts), *dims),
@@ -88,7 +100,10 @@ ROWS: dict[str, Row] = {
     "narrow": Row(lambda dim, start, length: (dim, start, length), _unnarrow),
 }
 ALIASES = frozenset(["T", "mT", "transpose", "permute", "unflatten", "squeeze", "unsqueeze", "expand", "narrow"])
+SIZED = frozenset(["permute", "reshape", "expand", "repeat", "flip"])  # take their arguments as one tuple
+TUPLED = frozenset(["unflatten", "squeeze", "roll"])  # one of their arguments may be a tuple
 SAME = {"t": "T", "view": "reshape"}  # two spellings of one map
+LARGEST = 2**62  # torch cuts longer numbers off
 
 
 @dataclass(frozen=True)
@@ -118,7 +133,7 @@ class View(Transform):
         if self.name in ("T", "mT"):
             return torch.Tensor.t if self.name == "T" else _matrix_transpose
         method, arguments = getattr(torch.Tensor, self.name), self.arguments
-        if self.name == "flip":
+        if self.name in SIZED:
             return lambda x: method(x, arguments)
         return lambda x: method(x, *arguments)
 
@@ -156,9 +171,8 @@ def view(name: str, *args: Any, **kwargs: Any) -> View:
     """
     name = SAME.get(name, name)
     try:
-        arguments = ROWS[name].arguments(*args, **kwargs)
-        arguments = tuple(tuple(a) if isinstance(a, list | torch.Size) else a for a in arguments)
-        _check_integers(arguments)
+        whole = _whole if name in TUPLED else _integer
+        arguments = tuple(whole(value) for value in ROWS[name].arguments(*args, **kwargs))
     except (TypeError, ValueError) as error:
         shown = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
         raise ParseError(
@@ -174,19 +188,25 @@ def view(name: str, *args: Any, **kwargs: Any) -> View:
     return View(name, arguments)
 
 
-def _check_integers(values: Arguments) -> None:
-    for value in values:
-        if isinstance(value, tuple):
-            _check_integers(value)
-        elif type(value) is not int or abs(value) >= 2**63:
-            raise TypeError(f"{value!r} is not a 64-bit integer")
+def _whole(value: Any) -> int | tuple[int, ...]:
+    """Return a whole number, or a tuple of them, as plain integers."""
+    if isinstance(value, tuple | list):
+        return tuple(_integer(item) for item in value)
+    return _integer(value)
+
+
+def _integer(value: Any) -> int:
+    number = int(value) if isinstance(value, numbers.Integral) and type(value) is not bool else LARGEST
+    if abs(number) >= LARGEST:
+        raise TypeError
+    return number
 
 
 def _merge(inner: View, outer: View) -> Sequence[Transform] | None:
     pair = inner.name, outer.name
     if pair in (("T", "T"), ("mT", "mT")) or (pair == ("unsqueeze", "squeeze") and inner.arguments == outer.arguments):
         return ()
-    if pair in (("transpose", "transpose"), ("flip", "flip")) and set(inner.arguments) == set(outer.arguments):
+    if pair in (("transpose", "transpose"), ("flip", "flip")) and sorted(inner.arguments) == sorted(outer.arguments):
         return ()
     if outer.name == "reshape" and inner.name in ("reshape", "flatten", "unflatten", "squeeze", "unsqueeze"):
         return (outer,)
@@ -195,25 +215,33 @@ def _merge(inner: View, outer: View) -> Sequence[Transform] | None:
 
 
 def _merge_permute(inner: Arguments, outer: Arguments) -> Sequence[Transform] | None:
-    if len(inner) != len(outer):
+    if not (_is_order(inner) and _is_order(outer) and len(inner) == len(outer)):
         return None
     dims = tuple(inner[dim] % len(inner) for dim in outer)
     return () if dims == tuple(range(len(dims))) else (view("permute", *dims),)
+
+
+def _is_order(dims: Arguments) -> bool:
+    rank = len(dims)
+    return all(-rank <= dim < rank for dim in dims) and len({dim % rank for dim in dims}) == rank
 
 
 def _merge_roll(inner: Arguments, outer: Arguments) -> Sequence[Transform] | None:
     if inner[1:] != outer[1:] or not isinstance(inner[0], int) or not isinstance(outer[0], int):
         return None
     shift = inner[0] + outer[0]
+    if abs(shift) >= LARGEST:
+        return None
     return (View("roll", (shift, *inner[1:])),) if shift else ()
 
 
 def _merge_narrow(inner: Arguments, outer: Arguments) -> Sequence[Transform] | None:
     (dim, start, length), (outer_dim, offset, part) = inner, outer
-    fits = dim == outer_dim and min(start, offset, part) >= 0 and offset + part <= length
+    fits = dim == outer_dim and min(start, offset, part) >= 0 and offset + part <= length < LARGEST - start
     return (View("narrow", (dim, start + offset, part)),) if fits else None
 
 
+MOST_AXES = 64  # of a torch tensor
 _MERGES = {"permute": _merge_permute, "roll": _merge_roll, "narrow": _merge_narrow}
 
 
@@ -291,21 +319,23 @@ def index(key: Any) -> Index:
     items = tuple(_item(item) for item in (key if isinstance(key, tuple) else (key,)))
     if items.count(Ellipsis) > 1:
         raise _bad_item("...", "at most one `...`")
-    return Index(items)
+    return Index(items or (Ellipsis,))
 
 
 def _item(item: Any) -> Item:
-    if item is Ellipsis or item is None or _is_int(item):
+    if item is Ellipsis or item is None:
         return item
-    if not isinstance(item, slice) or not all(n is None or _is_int(n) for n in (item.start, item.stop, item.step)):
-        raise _bad_item(item, "whole numbers, slices, `...`, `None`, or the address of one index buffer")
-    if item.step is not None and item.step < 1:
-        raise _bad_item(f"step {item.step}", "a positive step; `.flip(dim)` turns an axis round")
-    return Span(item.start or None, item.stop, None if item.step == 1 else item.step)
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**63
+    parts = (item.start, item.stop, item.step) if isinstance(item, slice) else (item,)
+    try:
+        start, *rest = (None if part is None else _integer(part) for part in parts)
+    except TypeError as error:
+        raise _bad_item(item, "whole numbers, slices, `...`, `None`, or the address of one index buffer") from error
+    if not rest:
+        return start
+    stop, step = rest
+    if step is not None and step < 1:
+        raise _bad_item(f"step {step}", "a positive step; `.flip(dim)` turns an axis round")
+    return Span(start or None, stop, None if step == 1 else step)
 
 
 def _bad_item(item: Any, expected: str) -> ParseError:
@@ -318,19 +348,20 @@ def _bad_item(item: Any, expected: str) -> ParseError:
 
 
 def _merge_items(inner: tuple[Item, ...], outer: tuple[Item, ...]) -> tuple[Item, ...] | None:
-    if any(item is Ellipsis or item is None or _negative_item(item) for item in inner + outer):
+    if len(inner) + len(outer) > MOST_AXES or not all(_is_plain(item) for item in inner + outer):
         return None
     merged, rest = list[Item](), list(outer)
     for item in inner:
         both = _merge_item(item, rest.pop(0)) if isinstance(item, Span) and rest else item
-        if both is None:
+        if both is None or not _is_plain(both):
             return None
         merged.append(both)
     return (*merged, *rest)
 
 
-def _negative_item(item: Item) -> bool:
-    return any(number is not None and number < 0 for number in (item if isinstance(item, Span) else (item,)))
+def _is_plain(item: Item) -> bool:
+    parts = item if isinstance(item, Span) else (item,)
+    return item is not Ellipsis and item is not None and all(n is None or 0 <= n < LARGEST for n in parts)
 
 
 def _merge_item(span: Span, item: Item) -> Item:

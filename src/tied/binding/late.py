@@ -135,7 +135,7 @@ class _Attribute(property):
 
     def __init__(self, name: str) -> None:
         def read(module: nn.Module) -> Tensor:
-            link = module.__dict__[LINKS].get(name)
+            link = links(module).get(name)
             return link.read() if link is not None else _unlinked(module, name)
 
         super().__init__(read)

@@ -30,9 +30,10 @@ def demo(
 ) -> None:
     """Compare the ways to tie an autoencoder, on real digits.
 
-    Trains it in every way that people tie its weights, from the same start. Shows torch's error for the raw assignment; then, for each recipe, the parameters counted, the gradient,
-    20 AdamW steps against one parameter written by hand, what survives copying, casting and loading, the
-    held-out error and the time per step. Every figure is measured in this run.
+    Trains it in every way that people tie its weights, from the same start. Shows torch's error for the raw
+    assignment; then, for each recipe, the parameters counted, the gradient, 20 AdamW steps against one
+    parameter written by hand, what survives copying, casting and loading, the held-out error and the time
+    per step. Every figure is measured in this run.
     """
     if seed < 0:
         raise _wrong(f"--seed must be 0 or more, not {seed}")

@@ -95,9 +95,7 @@ def _parts(record: Record, drawn: Mapping[str, bytes]) -> list[Part]:
 
 def _introduction(record: Record) -> str:
     plan = record.plan
-    last = (
-        "Interrupted: this is what was finished." if record.interrupted else "Every figure is from this run."
-    )
+    last = "Interrupted: this is what was finished." if record.interrupted else "Every figure is from this run."
     return (
         f"A 64-{HIDDEN}-64 autoencoder on 1797 handwritten digits, every recipe from the same start: "
         f"{plan.epochs} epochs, {plan.seeds} seeds from {plan.seed}, {record.elapsed_seconds:.0f} s. {last}"
