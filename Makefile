@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -q
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\): .*##/make \1\t/p' Makefile | expand -t 16
 
-demo: $(READY)  ## see what the library does, in half a minute
+demo: $(READY)  ## see what the library does, in about a minute
 	@$(BIN)/tied demo
 
 test: $(READY)  ## the tests, without the slow ones
