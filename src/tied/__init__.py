@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     )
     from tied.binding import (
         Tie as Tie,
+        adopt as adopt,
+        alias as alias,
+        guard as guard,
         load_state_dict as load_state_dict,
         retie as retie,
         tie as tie,
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "tied.binding": "tying tie tie_layers ties untie retie load_state_dict Tie",
+    "tied.binding": "tying tie tie_layers ties untie retie adopt alias guard load_state_dict Tie",
     "tied.algebra": "Expression cat kron parse ref stack",
     "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError InverseError KindError "
     "ParseError ShapeError SourceGoneError TwiceTiedError WriteError",

@@ -13,10 +13,13 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 
-def explain(call: str, problem: str, *, found: str, expected: str, fix: str, changed: bool = False) -> str:
-    """Word an error: the call, what is wrong, what was found and expected, a way out, the model's state."""
+def explain(call: str, problem: str, *, found: str, expected: str, fix: str, changed: str = "") -> str:
+    """Word an error: the call, what is wrong, what was found and expected, a way out, the model's state.
+
+    `changed` says how the model was left, where it is not as it was.
+    """
     head = f"{call}\n  {problem}" if call else problem
-    state = "The model was changed in part: torch had loaded what comes before this." if changed else "The model was not changed."
+    state = changed or "The model was not changed."
     return f"{head}\n  found:    {found}\n  expected: {expected}\n  fix:      {fix}\n{state}"
 
 
@@ -29,7 +32,7 @@ class TieError(Exception):
     """The root of all errors of `tied`; `str(error)` follows the one template."""
 
     call = ""
-    changed = False
+    changed = ""
 
     def __init__(self, problem: str, *, found: str = "", expected: str = "", fix: str = "") -> None:
         """Keep the four parts; the call is added on the way out by `during`."""

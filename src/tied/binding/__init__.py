@@ -1,6 +1,8 @@
 """The hands: slots, late reading, the ledger, and declaring and undoing ties. The only code that changes a module."""
 
+from tied.binding.adopt import adopt as adopt, alias as alias
 from tied.binding.declare import bind as bind, tie as tie
+from tied.binding.guard import guard as guard
 from tied.binding.ledger import Tie as Tie, ties as ties
 from tied.binding.loading import load_state_dict as load_state_dict
 from tied.binding.schedule import schedule as schedule, tie_layers as tie_layers

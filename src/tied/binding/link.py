@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tied.algebra import Address, Expression, invert, parse, show_address
 from tied.algebra.expression import Apply
 from tied.binding.anchor import Anchor, anchor
+from tied.binding.computed import read_attribute
 from tied.binding.derived import derive
 from tied.errors import SourceGoneError
 
@@ -41,13 +42,13 @@ class Source:
         path, name = self.address[:-1], self.address[-1]
         top = home.module if home is not None else None
         if top is None:
-            return lambda: _attribute(self.owner, name)
+            return lambda: _tensor(self.owner, name)
         reference = weakref.ref(top)
 
         def read() -> Tensor:
             module = reference()
             if module is None:
-                return _attribute(self.owner, name)
+                return _tensor(self.owner, name)
             for segment in path:
                 child = module._modules.get(segment)
                 module = child if child is not None else _child(module, segment, self.address)
@@ -76,10 +77,15 @@ def _child(module: nn.Module, segment: str, address: Address) -> nn.Module:
     return child
 
 
+def _tensor(module: nn.Module | None, name: str) -> Tensor:
+    tensor = None if module is None else module._parameters.get(name)
+    return tensor if tensor is not None else _attribute(module, name)
+
+
 def _attribute(module: nn.Module | None, name: str) -> Tensor:
     # An AttributeError must not leave a property of a module: nn.Module would word it as its own.
     try:
-        tensor = getattr(module, name)
+        tensor = getattr(module, name) if module is None else read_attribute(module, name)
     except AttributeError as error:
         raise _gone((name,), f"{type(module).__name__} has no '{name}' any more") from error
     if not isinstance(tensor, Tensor):

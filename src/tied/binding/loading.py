@@ -43,7 +43,7 @@ def _begun(prefix: str) -> Generator[None]:
     try:
         yield
     except TieError as error:
-        error.changed = bool(prefix)
+        error.changed = "The model was changed in part: torch had loaded what comes before this." if prefix else ""
         raise
 
 

@@ -123,14 +123,15 @@ def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) 
     """
     with during(f"retie(model, keep={keep!r})"):
         model = unwrapped(model)
-        cut = [entry for entry in entries(model) if _is_cut(entry[1], entry[0].target[-1])]
+        cut = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
         mended = [_mend(entry, keep, act=False) for entry in cut]
         for entry in cut:
             _mend(entry, keep, act=True)
         return tuple(mended)
 
 
-def _is_cut(module: nn.Module, name: str) -> bool:
+def is_cut(module: nn.Module, name: str) -> bool:
+    """Tell whether a tied attribute was overwritten behind its module's back."""
     return not is_late(module, name) or _impostor(module, name) is not None
 
 
