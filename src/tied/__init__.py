@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ShapeError as ShapeError,
         SourceGoneError as SourceGoneError,
         TieError as TieError,
+        TransformError as TransformError,
         TwiceTiedError as TwiceTiedError,
         WriteError as WriteError,
     )
@@ -60,7 +61,7 @@ _NAMES = {
     "tied.binding": "tying tie tie_layers ties untie retie adopt alias guard load_state_dict Tie",
     "tied.algebra": "Expression cat kron parse ref stack",
     "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError InverseError KindError "
-    "ParseError ShapeError SourceGoneError TwiceTiedError WriteError",
+    "ParseError ShapeError SourceGoneError TransformError TwiceTiedError WriteError",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 _HOMES["nn"] = "tied.nn"

@@ -28,11 +28,21 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return " or ".join(f"'{near}'" for near in difflib.get_close_matches(name, sorted(set(valid)), n=3, cutoff=0.65))
 
 
+def short(text: str) -> str:
+    """Cut a long text for a message."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 class TieError(Exception):
     """The root of all errors of `tied`; `str(error)` follows the one template."""
 
+    __module__ = "tied"
     call = ""
     changed = ""
+
+    def __init_subclass__(cls) -> None:
+        """Name the public place of every error."""
+        cls.__module__ = "tied"
 
     def __init__(self, problem: str, *, found: str = "", expected: str = "", fix: str = "") -> None:
         """Keep the four parts; the call is added on the way out by `during`."""
@@ -62,6 +72,10 @@ class AddressError(TieError, LookupError):
 
 class ParseError(TieError, ValueError):
     """A text is not an expression of the language."""
+
+
+class TransformError(TieError, AttributeError):
+    """An expression was asked for something that is not a transform of the language."""
 
 
 class ShapeError(TieError, ValueError):
@@ -102,10 +116,6 @@ class WriteError(TieError, TypeError):
 
 class SourceGoneError(TieError, RuntimeError):
     """A target reads a source that is not there any more."""
-
-
-for _kind in [TieError, *TieError.__subclasses__()]:
-    _kind.__module__ = "tied"
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def test_keep_target_refuses_targets_that_disagree(model: Model) -> None:
         model,
         tied.ConflictError,
         """
-tie(model, {'decoder.weight': 'encoder.weight.T', 'third.weight': 'encoder.weight'})
+tie(model, {'decoder.weight': 'encoder.weight.T', 'third.weight': 'encoder.weight'}, keep='target')
   The targets ask for different values of one source.
   found:    no source keeps 'decoder.weight' as it is
   expected: targets that agree
@@ -244,7 +244,7 @@ tie(model, {'decoder.weight': 'encoder.weight.T', 'encoder.weight': 'decoder.wei
   These ties go round in a circle, so that none of them owns any memory.
   found:    decoder.weight = encoder.weight = decoder.weight
   expected: at least one tensor that is not a target
-  fix:      leave one of them untied, or call tied.untie(model, 'decoder.weight') first
+  fix:      leave one of these ties out; tied.untie(model, target) undoes one that is in force
 The model was not changed.""",
     ),
     "buffer": (
@@ -408,7 +408,7 @@ tie(model, 'decoder.weight', 'encoder.weight.T')
   'decoder.weight' and what it is tied to live on different devices.
   found:    cpu and meta
   expected: one device
-  fix:      move the model to one device, or read the source with .to("meta")
+  fix:      give the meta part memory first: module.to_empty(device='cpu')
 The model was not changed.""",
     ):
         tied.tie(model, "decoder.weight", "encoder.weight.T")
@@ -462,6 +462,12 @@ def test_a_class_that_cannot_be_extended_undoes_everything(model: Model) -> None
     assert isinstance(model.stiff.weight, nn.Parameter)
     assert torch.equal(model.encoder.weight, source)
     assert list(model.decoder._parameters) == ["weight", "bias"]
+
+
+def test_refuses_an_index_that_no_file_holds(model: Model) -> None:
+    model.loose = torch.zeros(6, 4, dtype=torch.int64)
+    with refused(model, tied.KindError):
+        tied.tie(model, "decoder.weight", "theta[loose]")
 
 
 # -- shared already, and computed sources --------------------------------------------------------------

@@ -147,10 +147,10 @@ def test_the_target_in_a_part_without_its_source() -> None:
     part = nn.ModuleList([model.decoder])
     part.load_state_dict({"0.weight": model.decoder.weight.detach().clone(), "0.bias": torch.ones(6)})
     message = """
-'0.weight' is tied to encoder.weight.T, which this load does not see.
-  found:    a value that differs from the source's
-  expected: a state dict for the model that holds both
-  fix:      load it with that model, or call tied.untie(model, target) first
+'0.weight' is tied to encoder.weight.T, and this load does not know the two together.
+  found:    a value that differs from the source's present one
+  expected: a load of the model on which the tie was declared
+  fix:      load that model, leave the key out, or call tied.untie(model, target) first
 The model was changed in part: torch had loaded what comes before this."""
     with refused(model, tied.ConflictError, message):
         part.load_state_dict({"0.weight": torch.zeros(6, 4), "0.bias": torch.ones(6)})
@@ -180,3 +180,37 @@ def test_load_state_dict_is_torchs_otherwise() -> None:
     assert str(tied.load_state_dict(other, model.state_dict(), assign=True)) == "<All keys matched successfully>"
     with pytest.raises(RuntimeError, match="Unexpected key"):
         tied.load_state_dict(other, {**model.state_dict(), "more": torch.zeros(1)})
+
+
+# -- on meta ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", ["both", "target"])
+def test_a_model_on_meta_takes_the_targets_key(keys: str) -> None:
+    case = CASES[0]
+    model = tied_case(case).to("meta")
+    state, value = trained_state(case)
+    given = {n: t for n, t in state.items() if keys == "both" or n != "encoder.weight"}
+    model.load_state_dict({**given, case.target: value}, assign=True)
+    assert torch.equal(model.encoder.weight, state["encoder.weight"])
+    assert torch.equal(model.decoder.weight, value)
+
+
+def test_a_model_on_meta_refuses_a_target_that_gives_only_a_part() -> None:
+    case = next(c for c in CASES if c.source.startswith("cat([embed.weight[2:]"))
+    model = tied_case(case).to("meta")
+    state, value = trained_state(case)
+    given = {n: t for n, t in state.items() if n != "embed.weight"}
+    with pytest.raises(tied.InverseError, match="entries of the source that the target never reads"):
+        model.load_state_dict({**given, case.target: value}, assign=True)
+    with pytest.raises(tied.ConflictError, match="which is on the meta device"):
+        model.head.load_state_dict({"weight": value}, assign=True)
+
+
+def test_a_layer_that_was_given_its_source() -> None:
+    """No home is known; `tied.load_state_dict` sees both ends all the same."""
+    encoder = nn.Linear(3, 2)
+    model = nn.Sequential(encoder, tied.nn.TiedLinear(encoder))
+    state = {**model.state_dict(), "1.weight": torch.zeros(3, 2)}
+    tied.load_state_dict(model, state, keep="target")
+    assert torch.equal(encoder.weight, torch.zeros(2, 3))

@@ -210,7 +210,13 @@ def test_tie_layers_with_the_mean_of_all() -> None:
     assert abs(model.layers[3].mlp.weight - mean).max() < 1e-15
 
 
-@pytest.mark.parametrize("layers", ["encoder", "nothing", ""])
+def test_tie_layers_of_a_stack_that_is_the_model() -> None:
+    stack = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+    tied.tie_layers(stack, "", private=["*.bias"])
+    assert tie_names(stack) == ["1.weight = 0.weight", "2.weight = 0.weight"]
+
+
+@pytest.mark.parametrize("layers", ["encoder", "nothing"])
 def test_tie_layers_needs_a_stack(model: Stack, layers: str) -> None:
     with refused(model, tied.TieError):
         tied.tie_layers(model, layers)

@@ -101,6 +101,7 @@ REFUSED = {
     "bad arguments": (lambda m: m.encoder.weight.transpose(0), tied.ParseError),
     "negative step": (lambda m: m.encoder.weight[::-1], tied.ParseError),
     "unknown function": (lambda m: torch.fft.fft(m.encoder.weight), tied.KindError),
+    "a number added": (lambda m: m.encoder.weight + 1, tied.KindError),
     "itself": (lambda m: setattr(m.theta_owner, "theta", 2 * m.theta_owner.theta), tied.CycleError),
 }
 

@@ -100,10 +100,10 @@ def test_a_shallow_copy_is_untied_by_itself(model: Stack) -> None:
 
 def test_assignment_is_refused(model: Stack) -> None:
     message = """
-'weight' of Linear is tied and owns no memory, so it cannot be set or deleted.
-  found:    weight = encoder.weight.T; Parameter was assigned
+'decoder.weight' is tied and owns no memory, so it cannot be set or deleted.
+  found:    decoder.weight = encoder.weight.T; Parameter was assigned
   expected: an assignment to the source
-  fix:      assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '...weight')
+  fix:      assign to the source, or give the attribute a Parameter of its own: tied.untie(model, 'decoder.weight')
 The model was not changed."""
     with refused(model, tied.WriteError, message):
         model.decoder.weight = nn.Parameter(torch.zeros(6, 4))
@@ -149,6 +149,7 @@ def test_writes_reach_the_source_of_a_computed_weight(model: Stack) -> None:
     torch.testing.assert_close(model.head.weight.detach(), 2 * model.embed.weight.detach())
     model.head.weight.data.fill_(4.0)
     assert torch.equal(model.embed.weight, torch.full((9, 4), 2.0))
+    model.head.weight.data = torch.full((9, 4), 4.0)
     with torch.no_grad():
         model.head.weight += 2
         model.head.weight[0] = 10
@@ -222,6 +223,13 @@ The model was not changed."""
         "decoder.weight: a tensor of its own, with other values; kept target"
     ]
     assert torch.equal(twin.encoder.weight, torch.zeros(4, 6))
+
+
+def test_a_winner_must_be_known(model: Stack) -> None:
+    with refused(model, tied.ConflictError):
+        tied.retie(model, keep="bogus")
+    with refused(model, tied.ConflictError):
+        tied.load_state_dict(model, {}, keep="bogus")
 
 
 def test_retie_equal_values_needs_no_winner(model: Stack) -> None:

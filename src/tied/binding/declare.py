@@ -20,7 +20,7 @@ from tied.algebra.projection import agree, is_sparse
 from tied.binding.late import install, uninstall
 from tied.binding.ledger import Tie, entries, resolve
 from tied.binding.link import Link
-from tied.binding.loading import attend
+from tied.binding.loading import attend, check_winner
 from tied.binding.pairing import pair
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.errors import (
@@ -83,7 +83,9 @@ def tie(
         Press & Wolf 2017, arXiv:1608.05859, section 3 (tied embeddings); Vincent et al. 2010 (tied autoencoders).
     """
     words = repr(target) if source is None else f"{target!r}, {str(source)!r}"
-    with during(f"tie(model, {words if len(words) < 200 else words[:200] + '...'})"):
+    words = words if len(words) < 200 else words[:200] + "..."
+    asked = ("" if keep == "source" else f", keep={keep!r}") + (", buffers=True" if buffers else "")
+    with during(f"tie(model, {words}{asked})"):
         model = unwrapped(model)
         return declare(model, pair(model, target, source, buffers), keep=keep, buffers=buffers)
 
@@ -107,10 +109,7 @@ def unwrapped(model: object) -> nn.Module:
 
 def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: bool) -> tuple[Tie, ...]:
     """Check the wanted ties together, and put them in force together."""
-    if keep not in ("source", "target", "mean"):
-        raise ConflictError(
-            "keep names no winner.", found=repr(keep), expected="'source', 'target' or 'mean'", fix="keep='source'"
-        )
+    check_winner(keep or "")
     tree = ModuleTree(model)
     present = {entry.target: entry.source for entry, _, _ in entries(model)}
     for position, each in enumerate(wanted):
@@ -215,7 +214,9 @@ def _check_devices(tie: Tie, sources: Mapping[Address, torch.device], target: to
             f"'{show_address(tie.target)}' and what it is tied to live on different devices.",
             found=" and ".join(sorted(str(device) for device in found)),
             expected="one device",
-            fix=f'move the model to one device, or read the source with .to("{target}")',
+            fix="give the meta part memory first: module.to_empty(device='cpu')"
+            if "meta" in {device.type for device in found}
+            else f'move the model to one device, or read the source with .to("{target}")',
         )
 
 
@@ -223,6 +224,14 @@ def _check_indices(expression: Expression, sources: Mapping[Address, Slot]) -> N
     for node in expression.nodes():
         if not isinstance(node, Apply) or not isinstance(node.transform, Gather):
             continue
+        loose = [a for a in node.operands[1].sources() if sources[a].kind == "computed"]
+        if loose:
+            raise KindError(
+                f"The index '{show_address(loose[0])}' is a plain attribute, which no file of the model holds.",
+                found="a tensor that is neither a buffer nor a parameter",
+                expected="an integer buffer",
+                fix=f"module.register_buffer('{loose[0][-1]}', index)",
+            )
         tensors = {address: slot.tensor.detach() for address, slot in sources.items()}
         theta, index = (operand.value(tensors) for operand in node.operands)
         if index.device.type == "meta" or not index.numel():

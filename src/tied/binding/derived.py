@@ -39,6 +39,10 @@ class Derived(Tensor):
         """The value without a graph; writing to it writes to the source."""
         return derive(self.plain.detach(), self._write)
 
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self._write(value)
+
     def detach(self) -> Tensor:
         """Return the value without a graph; writing to it writes to the source."""
         return derive(self.plain.detach(), self._write)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from tied.algebra import Address, show_address
 from tied.binding.derived import Derived
 from tied.binding.link import Link
 from tied.binding.loading import load_alone
@@ -111,12 +112,22 @@ def _refuse(module: Any, name: str, value: Any) -> None:
     if isinstance(value, Tensor) and _is_source_itself(value, link):
         return
     what = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+    address = show_address((*_place(module, link), name))
     raise WriteError(
-        f"'{name}' of {module._get_name()} is tied and owns no memory, so it cannot be set or deleted.",
-        found=f"{name} = {link.expression}; {what} was assigned",
+        f"'{address}' is tied and owns no memory, so it cannot be set or deleted.",
+        found=f"{address} = {link.expression}; {what} was assigned",
         expected="an assignment to the source",
-        fix=f"assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '...{name}')",
+        fix=f"assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '{address}')",
     )
+
+
+def _place(module: nn.Module, link: Link) -> Address:
+    """Return the address of a tied module as seen from its home, or its class where there is none."""
+    home = link.home.module if link.home is not None else None
+    for path, other in home.named_modules() if home is not None else ():
+        if other is module:
+            return tuple(path.split(".")) if path else ()
+    return (module._get_name(),)
 
 
 def _is_source_itself(value: Tensor, link: Link) -> bool:

@@ -66,7 +66,8 @@ def ties(model: nn.Module) -> tuple[Tie, ...]:
         >>> ties(model)
         (Tie('decoder.weight = encoder.weight.T'),)
     """
-    return tuple(tie for tie, _, _ in entries(model))
+    inner = model._modules.get("_orig_mod")  # what torch.compile wraps
+    return tuple(tie for tie, _, _ in entries(model if inner is None else inner))
 
 
 def entries(model: nn.Module) -> Iterator[tuple[Tie, nn.Module, Link]]:
@@ -128,5 +129,5 @@ def _cycle(way: tuple[Address, ...]) -> CycleError:
         "These ties go round in a circle, so that none of them owns any memory.",
         found=" = ".join(shown),
         expected="at least one tensor that is not a target",
-        fix=f"leave one of them untied, or call tied.untie(model, '{shown[0]}') first",
+        fix="leave one of these ties out; tied.untie(model, target) undoes one that is in force",
     )

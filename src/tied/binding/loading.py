@@ -9,7 +9,7 @@ it agrees with the source, turned into the source where the source is missing, a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, MutableMapping
+from collections.abc import Generator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from tied.algebra import Address, Expression, invert, project, ref
 from tied.algebra.projection import agree
+from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
-from tied.binding.slots import links
-from tied.errors import ConflictError, ShapeError, TieError, during
+from tied.errors import ConflictError, InverseError, ShapeError, TieError, during
 
 State = MutableMapping[str, Any]
 
@@ -48,47 +48,63 @@ def _begun(prefix: str) -> Generator[None]:
 
 
 def reconcile_all(module: nn.Module, state: State, prefix: str, *, keep: str | None) -> None:
-    """Reconcile the keys of every target whose home lies in `module`."""
-    for place, home in module.named_modules(prefix=prefix.removesuffix(".")):
-        for path, link in at_home(home):
-            reconcile(state, f"{place}." if place else "", path, link, keep=keep)
+    """Reconcile the keys of every tie whose two ends lie in `module`, each of which has the prefix."""
+    for tie, _, link in entries(module):
+        reconcile(state, prefix, tie, link, keep=keep)
 
 
-def at_home(home: nn.Module) -> Iterator[tuple[str, Link]]:
-    """Yield the links whose home is `home`, with the state-dict name of their target from there."""
-    for path, module in home.named_modules():
-        for name, link in links(module).items():
-            if link.home is not None and link.home.module is home:
-                yield f"{path}.{name}" if path else name, link
-
-
-def reconcile(state: State, prefix: str, path: str, link: Link, *, keep: str | None) -> None:
+def reconcile(state: State, prefix: str, tie: Tie, link: Link, *, keep: str | None) -> None:
     """Take the key of one target out of `state`, and bring its sources there in accord with it.
 
     Raises:
         ConflictError: target and sources differ, and `keep` names no winner.
         InverseError: the sources are missing, and none give the target's value.
     """
-    key = prefix + path
-    if key not in state or not isinstance(state[key], Tensor):
+    key = prefix + ".".join(tie.target)
+    value = state.get(key)
+    if not isinstance(value, Tensor):
         return
-    value: Tensor = state[key]
-    present = {address: tensor.detach().to(value.device) for address, tensor in link.tensors().items()}
-    keys = {address: prefix + ".".join(address) for address in present}
+    keys = _source_keys(prefix, tie, link)
     given = {address: state[name].to(value.device) for address, name in keys.items() if name in state}
+    present = {a: _present(t, value.device) for a, t in link.tensors().items()} | given
     fixed = link.fixed()
-    if not _fits(link.expression, {**present, **given}, value):
+    if not _fits(link.expression, present, value):
         return  # torch words mismatched shapes itself
-    missing = set(present) - set(given) - fixed
+    missing = keys.keys() - given.keys() - fixed
     if missing or keep == "target":
-        found = invert(link.expression, value, {**present, **given}, fixed | (set() if keep else set(given)))
+        found = invert(link.expression, value, present, fixed | (set() if keep else set(given)))
+        _refuse_gaps(key, found, value)
         state.update({keys[address]: found[address] for address in found if keep or address in missing})
     elif keep == "mean":
         uses = [(link.expression, value), *((ref(a), given[a]) for a in given if a not in fixed)]
-        state.update({keys[a]: tensor for a, tensor in project(uses, {**present, **given}, fixed).items()})
-    elif keep is None and not agree(link.expression.value({**present, **given}), value, link.expression):
+        state.update({keys[address]: tensor for address, tensor in project(uses, present, fixed).items()})
+    elif keep is None and not agree(link.expression.value(present), value, link.expression):
         raise _conflict(key, [keys[a] for a in given], link.expression)
     del state[key]
+
+
+def _source_keys(prefix: str, tie: Tie, link: Link) -> dict[Address, str]:
+    """Return the state-dict names of the sources, by their addresses in the link."""
+    pairs = zip(link.expression.sources(), tie.source.sources(), strict=True)
+    return {near: prefix + ".".join(far) for near, far in pairs}
+
+
+def _present(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a source's value; what is on the meta device has none yet."""
+    if tensor.device.type != "meta":
+        return tensor.detach().to(device)
+    unknown = float("nan") if tensor.is_floating_point() else 0
+    return torch.full(tensor.shape, unknown, dtype=tensor.dtype, device=device)
+
+
+def _refuse_gaps(key: str, found: dict[Address, Tensor], value: Tensor) -> None:
+    if any(bool(t.isnan().any()) for t in found.values()) and not value.isnan().any():
+        raise InverseError(
+            f"'{key}' does not give all of its source, and the model is on the meta device.",
+            found="entries of the source that the target never reads",
+            expected="the source itself in the state dict",
+            fix="materialize the model first, or add the source's key",
+        )
 
 
 def _fits(expression: Expression, tensors: dict[Address, Tensor], value: Tensor) -> bool:
@@ -99,6 +115,15 @@ def _fits(expression: Expression, tensors: dict[Address, Tensor], value: Tensor)
         return False
 
 
+def _source_on_meta(key: str, expression: Expression) -> ConflictError:
+    return ConflictError(
+        f"'{key}' is tied to {expression}, which is on the meta device and is not being loaded.",
+        found="a source without memory",
+        expected="a load of the model that holds both",
+        fix="load the whole model, or materialize it first: model.to_empty(device='cpu')",
+    )
+
+
 def _conflict(key: str, sources: list[str], expression: Expression) -> ConflictError:
     return ConflictError(
         f"'{key}' and its source differ in this state dict, but the model has one tensor for both.",
@@ -106,6 +131,18 @@ def _conflict(key: str, sources: list[str], expression: Expression) -> ConflictE
         expected="equal values, or only one of the keys",
         fix="name the winner: tied.load_state_dict(model, state, keep='source'), 'target' or 'mean'",
     )
+
+
+def check_winner(keep: object, names: tuple[str, ...] = ("source", "target", "mean")) -> None:
+    """Refuse a `keep` that names no winner.
+
+    Raises:
+        ConflictError: it does not.
+    """
+    if keep is not None and keep not in names:
+        raise ConflictError(
+            "keep names no winner.", found=repr(keep), expected=", ".join(map(repr, names)), fix="keep='source'"
+        )
 
 
 def load_alone(link: Link, value: Tensor, prefix: str, name: str) -> dict[str, Tensor]:
@@ -120,6 +157,8 @@ def load_alone(link: Link, value: Tensor, prefix: str, name: str) -> dict[str, T
     """
     with _begun(prefix), torch.no_grad():
         present = link.read()
+        if present.device.type == "meta":
+            raise _source_on_meta(prefix + name, link.expression)
         value = value.to(present.device)
         if present.shape != value.shape:
             return {prefix + name: value}  # torch words mismatched shapes itself
@@ -127,10 +166,10 @@ def load_alone(link: Link, value: Tensor, prefix: str, name: str) -> dict[str, T
             return {}
         if prefix:
             raise ConflictError(
-                f"'{prefix}{name}' is tied to {link.expression}, which this load does not see.",
-                found="a value that differs from the source's",
-                expected="a state dict for the model that holds both",
-                fix="load it with that model, or call tied.untie(model, target) first",
+                f"'{prefix}{name}' is tied to {link.expression}, and this load does not know the two together.",
+                found="a value that differs from the source's present one",
+                expected="a load of the model on which the tie was declared",
+                fix="load that model, leave the key out, or call tied.untie(model, target) first",
             )
         link.write(value)
     return {}
@@ -162,6 +201,7 @@ def load_state_dict(
         ConflictError: the values differ, and `keep` names no winner.
     """
     with during(f"load_state_dict(model, state_dict, keep={keep!r})"):
+        check_winner(keep)
         state = dict(state_dict)
         reconcile_all(model, state, "", keep=keep)
         return model.load_state_dict(state, strict=strict, assign=assign)

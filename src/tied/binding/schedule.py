@@ -106,7 +106,8 @@ def tie_layers(
 
     Args:
         model: Changed in place, and only if every check passes.
-        layers: The address of the stack: a ModuleList, Sequential, or any module whose children are the layers.
+        layers: The address of the stack: a ModuleList, Sequential, or any module whose children are the layers;
+            `""` where the model itself is the stack.
         pattern: Which layers are the same; see `schedule`.
         unique: How many different layers there are.
         private: Patterns of addresses that stay private to each layer, such as `["*.norm*", "*.bias"]`;
@@ -128,7 +129,7 @@ def tie_layers(
     with during(f"tie_layers(model, {layers!r}, pattern={pattern!r}, unique={unique})"):
         model = unwrapped(model)
         tree = ModuleTree(model)
-        address = parse_address(layers, tree)
+        address = parse_address(layers, tree) if layers else ()
         stack = [
             slot for slot in tree.slots(address) if slot.kind == "module" and len(slot.address) == len(address) + 1
         ]

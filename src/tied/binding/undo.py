@@ -18,6 +18,7 @@ from tied.binding.declare import unwrapped
 from tied.binding.late import install, is_late, uninstall
 from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
+from tied.binding.loading import check_winner
 from tied.binding.slots import ModuleTree
 from tied.errors import ConflictError, KindError, during
 
@@ -122,6 +123,7 @@ def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) 
         head.weight: a tensor of its own, with other values; kept source
     """
     with during(f"retie(model, keep={keep!r})"):
+        check_winner(keep, ("source", "target"))
         model = unwrapped(model)
         cut = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
         mended = [_mend(entry, keep, act=False) for entry in cut]
