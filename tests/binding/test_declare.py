@@ -513,6 +513,18 @@ def test_a_source_that_is_gone_says_so(model: Model) -> None:
         model.decoder(torch.randn(2, 4))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_source_on_meta_beside_real_tensors_is_refused(bias: bool) -> None:
+    """Torch 2.13 multiplies a CPU tensor by a meta one without an error, and returns uninitialized memory."""
+    model = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(4, 6, bias=bias), "c": nn.Linear(2, 2)})
+    tied.tie(model, "b.weight", "a.weight.T")
+    model["a"].to("meta")
+    with pytest.raises(tied.SourceGoneError, match=r"'b\.weight' reads a source on the meta device"):
+        model["b"](torch.zeros(2, 4))
+    model.to("meta")
+    assert model["b"].weight.is_meta
+
+
 def test_modules_tied_as_a_whole_keep_their_buffers_private() -> None:
     model = nn.ModuleDict({"a": nn.BatchNorm1d(3), "b": nn.BatchNorm1d(3)})
     made = tied.tie(model, "b", "a")

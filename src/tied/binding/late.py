@@ -21,7 +21,7 @@ from tied.binding.derived import Derived
 from tied.binding.link import Link
 from tied.binding.loading import load_alone
 from tied.binding.slots import LINKS, links
-from tied.errors import WriteError
+from tied.errors import SourceGoneError, WriteError
 
 
 class Late:
@@ -147,9 +147,27 @@ class _Attribute(property):
     def __init__(self, name: str) -> None:
         def read(module: nn.Module) -> Tensor:
             link = links(module).get(name)
-            return link.read() if link is not None else _unlinked(module, name)
+            if link is None:
+                return _unlinked(module, name)
+            value = link.read()
+            return value if not value.is_meta else _only_among_meta(module, name, link, value)
 
         super().__init__(read)
+
+
+def _only_among_meta(module: nn.Module, name: str, link: Link, value: Tensor) -> Tensor:
+    """Refuse to read from the meta device beside real tensors: torch's CPU matmul would compute garbage in silence."""
+    home = link.home.module if link.home is not None else None
+    own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    if all(tensor.is_meta for tensor in own or (home.parameters() if home is not None else ())):
+        return value
+    address = show_address((*_place(module, link), name))
+    raise SourceGoneError(
+        f"'{address}' reads a source on the meta device, which has no values.",
+        found=f"{address} = {link.expression}, on meta, beside tensors that are not",
+        expected="the source in memory",
+        fix="move the model as a whole, or give the source memory: module.to_empty(device='cpu') and load",
+    )
 
 
 def _unlinked(module: nn.Module, name: str) -> Tensor:
