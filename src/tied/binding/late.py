@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import weakref
 from typing import Any, cast
 
 import torch
@@ -211,6 +212,7 @@ def install(module: nn.Module, name: str, link: Link) -> None:
         known = [other.order for other in links(module).values() if name in other.order]
         link.order = known[0] if known else tuple(place)
         module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
+    link.target = weakref.ref(module)
     module.__dict__[LINKS] = {**links(module), name: link}
     _wear(module)
 
@@ -260,6 +262,7 @@ def shed(module: nn.Module) -> None:
 
 def settle(module: nn.Module, name: str, link: Link) -> None:
     """Decide what a copied attribute is: still tied if its source is in the copy, else a Parameter of its own."""
+    link.target = weakref.ref(module)
     if link.home is not None and link.home.module is None:
         link.home.when_filled(link.connect)
     if link.can_connect:

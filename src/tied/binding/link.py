@@ -8,12 +8,14 @@ moved, loaded with `assign=True`, or becomes computed. Must not change modules. 
 from __future__ import annotations
 
 import copy
+import importlib
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from tied.algebra import Address, Expression, invert, parse, show_address
 from tied.algebra.expression import Apply
@@ -23,6 +25,7 @@ from tied.binding.derived import derive
 from tied.errors import SourceGoneError
 
 Read = Callable[[], Tensor]
+Whole = Callable[[Tensor], Tensor]
 
 
 class Source:
@@ -37,25 +40,25 @@ class Source:
         """Remember the owner, and its anchor for copies."""
         self.address, self.owner, self.mark = address, owner, mark
 
-    def reader(self, home: Anchor | None) -> Read:
-        """Return a function that finds and reads the source."""
+    def reader(self, home: Anchor | None, whole: Whole) -> Read:
+        """Return a function that finds and reads the source; `whole` gets what is no plain Parameter."""
         path, name = self.address[:-1], self.address[-1]
         top = home.module if home is not None else None
         if top is None:
-            return lambda: _tensor(self.owner, name)
+            return lambda: whole(_tensor(self.owner, name))
         reference = weakref.ref(top)
 
         def read() -> Tensor:
             module = reference()
             if module is None:
-                return _tensor(self.owner, name)
+                return whole(_tensor(self.owner, name))
             for segment in path:
                 child = module._modules.get(segment)
                 module = child if child is not None else _child(module, segment, self.address)
             if module is not self.owner:
                 self.owner = module
             tensor = module._parameters.get(name)
-            return tensor if tensor is not None else _attribute(module, name)
+            return tensor if type(tensor) is Parameter else whole(_tensor(module, name))
 
         return read
 
@@ -108,6 +111,7 @@ class Link:
     Attributes:
         expression: The definition, with addresses from the home.
         home: The anchor of the innermost module that holds both ends; None where the owners were given.
+        target: Refers to the module that reads; None before it is installed.
         order: The names of its module's parameters (or buffers) before anything was tied, for untying.
         read: Computes the present value.
     """
@@ -115,6 +119,7 @@ class Link:
     def __init__(self, expression: Expression, sources: Mapping[Address, Source], home: Anchor | None) -> None:
         """Make a link; call `connect` to be able to read."""
         self.expression, self.sources, self.home = expression, dict(sources), home
+        self.target: weakref.ref[nn.Module] | None = None
         self.order: tuple[str, ...] = ()
         self.kept: dict[Address, Tensor] = {}
         self.read: Read = self._unread
@@ -138,7 +143,7 @@ class Link:
 
     def connect(self) -> Link:
         """Compile the expression with readers of the sources."""
-        compute = self.expression.compile(lambda address: self.sources[address].reader(self.home))
+        compute = self.expression.compile(lambda address: self.sources[address].reader(self.home, self._whole))
         is_view = all(node.transform.aliases for node in self.expression.nodes() if isinstance(node, Apply))
         self.read = compute if is_view else lambda: derive(compute(), self.write)
         self.kept = {}
@@ -153,7 +158,15 @@ class Link:
 
     def tensors(self) -> dict[Address, Tensor]:
         """Read every source once."""
-        return {address: source.reader(self.home)() for address, source in self.sources.items()}
+        return {address: source.reader(self.home, lambda tensor: tensor)() for address, source in self.sources.items()}
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """Gather a source that FSDP2 has sharded, where the target needs it whole."""
+        if type(tensor).__name__ != "DTensor":
+            return tensor
+        gather = importlib.import_module("tied.distributed").whole
+        home = self.home.module if self.home is not None else None
+        return gather(tensor, self.target() if self.target is not None else None, home)
 
     def fixed(self) -> set[Address]:
         """Return the sources that are buffers: constants of the map."""
