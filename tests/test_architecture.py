@@ -29,8 +29,8 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 OWNERS = {
     "matplotlib": {"show"},
-    "safetensors": {"files"},
-    "torch.distributed": {"distributed"},
+    "safetensors": {"files", "study"},  # study runs them as operations that ties must survive
+    "torch.distributed": {"distributed", "study"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli"},

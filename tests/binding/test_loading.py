@@ -214,3 +214,38 @@ def test_a_layer_that_was_given_its_source() -> None:
     state = {**model.state_dict(), "1.weight": torch.zeros(3, 2)}
     tied.load_state_dict(model, state, keep="target")
     assert torch.equal(encoder.weight, torch.zeros(2, 3))
+
+
+# -- plain sharing ------------------------------------------------------------------------------------
+
+
+def shared() -> Stack:
+    model = Stack()
+    model.head.weight = model.embed.weight
+    return model
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("keys", ["both", "source", "target"])
+def test_plain_sharing_is_kept(assign: bool, keys: str) -> None:
+    model = shared()
+    state = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    state["head.weight"] = state["embed.weight"].clone()
+    given = {
+        n: t for n, t in state.items() if keys == "both" or n != {"source": "head.weight"}.get(keys, "embed.weight")
+    }
+    tied.load_state_dict(model, given, assign=assign)
+    assert model.head.weight is model.embed.weight
+    assert torch.equal(model.head.weight, state["embed.weight"])
+    assert tied.ties(model) == ()
+    assert type(model.head) is nn.Linear
+
+
+def test_plain_sharing_with_two_values() -> None:
+    model = shared()
+    state = {**model.state_dict(), "head.weight": torch.zeros(9, 4)}
+    with pytest.raises(tied.ConflictError, match="differ in this state dict"):
+        tied.load_state_dict(model, state)
+    assert model.head.weight is model.embed.weight
+    tied.load_state_dict(model, state, keep="target")
+    assert not model.embed.weight.any()

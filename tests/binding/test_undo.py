@@ -264,3 +264,44 @@ def test_the_class_can_be_subclassed(model: Stack) -> None:
     assert mine(torch.zeros(2, 4)).shape == (2, 6)
     mine.weight = nn.Parameter(torch.ones(6, 4))
     assert mine.weight.sum() == 24
+
+
+def test_retie_puts_back_a_replaced_module(model: Stack) -> None:
+    """No module remembers the tie but its home, copies of the home included."""
+    model = copy.deepcopy(model)
+    model.decoder = nn.Linear(4, 6)
+    assert [str(t) for t in tied.ties(model)] == ["head.weight = 2 * embed.weight"]
+    with refused(model, tied.ConflictError):
+        tied.retie(model)
+    fresh = model.decoder.weight.detach().clone()
+    assert [str(m) for m in tied.retie(model, keep="target")] == [
+        "decoder.weight: its module was replaced, with other values; kept target"
+    ]
+    assert torch.equal(model.encoder.weight, fresh.t())
+    assert tied.retie(model) == ()
+
+
+def test_retie_forgets_what_was_untied(model: Stack) -> None:
+    tied.untie(model)
+    assert tied.retie(model) == ()
+
+
+def test_retie_of_a_replacement_that_does_not_fit(model: Stack) -> None:
+    model.decoder = nn.Linear(4, 7)
+    with refused(model, tied.ShapeError):
+        tied.retie(model, keep="source")
+
+
+def test_retie_lets_go_of_what_is_gone(model: Stack) -> None:
+    del model.decoder
+    assert tied.retie(model) == ()
+
+
+def test_retie_takes_plain_sharing_back(model: Stack) -> None:
+    """What transformers does after it has replaced embedding and head."""
+    other = Stack()
+    tied.tie(other, "head.weight", "embed.weight")
+    other.embed, other.head = nn.Embedding(12, 4), nn.Linear(4, 12, bias=False)
+    other.head.weight = other.embed.weight
+    assert [m.kept for m in tied.retie(other)] == ["both"]
+    assert [str(t) for t in tied.ties(other)] == ["head.weight = embed.weight"]

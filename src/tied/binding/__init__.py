@@ -4,7 +4,8 @@ from tied.binding.adopt import adopt as adopt, alias as alias
 from tied.binding.declare import bind as bind, tie as tie
 from tied.binding.guard import guard as guard
 from tied.binding.ledger import Tie as Tie, ties as ties
-from tied.binding.loading import load_state_dict as load_state_dict
+from tied.binding.retie import Mended as Mended, retie as retie
 from tied.binding.schedule import schedule as schedule, tie_layers as tie_layers
+from tied.binding.state import load_state_dict as load_state_dict
 from tied.binding.tying import tying as tying
-from tied.binding.undo import Mended as Mended, retie as retie, untie as untie
+from tied.binding.untie import untie as untie

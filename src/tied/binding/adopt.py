@@ -175,6 +175,7 @@ def alias(model: nn.Module) -> tuple[Tie, ...]:
         ]
         plain = [entry for entry in exported if _is_plain(entry[2].read(), entry[0].target)]
         for tie, module, link in plain:
+            link.forget()
             uninstall(module, tie.target[-1], link.read())
         return tuple(tie for tie, _, _ in plain)
 

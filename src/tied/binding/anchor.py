@@ -53,30 +53,45 @@ class Anchor:
 
 
 class Plant:
-    """What an anchored module carries, so that a copy of the module fills the copies of its anchor."""
+    """What an anchored module carries, so that a copy of the module fills the copies of its anchor.
 
-    def __init__(self, anchor: Anchor, module: nn.Module) -> None:
+    Attributes:
+        anchor: The anchor that names the module.
+        declared: The ties declared with the module as their home, as texts (target, source) seen from it:
+            what `retie` puts back where a target's module was replaced.
+    """
+
+    def __init__(self, anchor: Anchor, module: nn.Module, declared: dict[str, str] | None = None) -> None:
         """Fill `anchor` with `module`."""
-        self.anchor = anchor
+        self.anchor, self.declared = anchor, dict(declared or {})
         anchor.fill(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plant | None:
         """Fill the copied anchor with the copied module."""
         module = memo.get(id(self.anchor.module))
-        return None if module is None else Plant(copy.deepcopy(self.anchor, memo), module)
+        return None if module is None else Plant(copy.deepcopy(self.anchor, memo), module, self.declared)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle together with the module that carries it."""
         module = self.anchor.module
-        return (Anchor, ()) if module is None else (Plant, (self.anchor, module))
+        return (Anchor, ()) if module is None else (Plant, (self.anchor, module, self.declared))
 
 
 def anchor(module: nn.Module) -> Anchor:
     """Return the anchor of a module, and plant one where there is none."""
-    plant = module.__dict__.get(PLANT)
-    if (
-        not isinstance(plant, Plant) or plant.anchor.module is not module
-    ):  # a shallow copy has the plant of its original
-        plant = Plant(Anchor(), module)
-        module.__dict__[PLANT] = plant
-    return plant.anchor
+    return plant(module).anchor
+
+
+def plant(module: nn.Module) -> Plant:
+    """Return the plant of a module, and make one where there is none."""
+    found = module.__dict__.get(PLANT)
+    if not isinstance(found, Plant) or found.anchor.module is not module:  # a shallow copy has that of its original
+        found = Plant(Anchor(), module, found.declared if isinstance(found, Plant) else None)
+        module.__dict__[PLANT] = found
+    return found
+
+
+def declared(module: nn.Module) -> dict[str, str]:
+    """Return the ties that were declared with `module` as their home, as texts; changes nothing."""
+    found = module.__dict__.get(PLANT)
+    return dict(found.declared) if isinstance(found, Plant) else {}

@@ -301,11 +301,14 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
             undo.callback(tensor.copy_, tensor.clone())
             tensor.copy_(value)
         for slot, link, home in prepared:
+            if slot.kind == "tied":
+                links(slot.owner)[slot.name].forget()
             undo.callback(_restore, slot, links(slot.owner).get(slot.name), slot.tensor)
             try:
                 install(slot.owner, slot.name, link)
             except TypeError as error:
                 raise _immutable(slot, error) from error
+            link.remember()
             attend(home)
         attend(tree.model)
         undo.pop_all()
@@ -319,12 +322,17 @@ def _link(model: nn.Module, tie: Tie) -> tuple[Link, nn.Module]:
         depth += 1
     home = model.get_submodule(".".join(tie.target[:depth]))
     near = {address: Ref(address[depth:]) for address in tie.source.sources()}
-    return Link.between(tie.source.substitute(near), home), home
+    link = Link.between(tie.source.substitute(near), home)
+    link.place = tie.target[depth:]
+    return link, home
 
 
 def _restore(slot: Slot, link: Link | None, tensor: Tensor) -> None:
+    if slot.name in links(slot.owner):
+        links(slot.owner)[slot.name].forget()
     if link is not None:
         install(slot.owner, slot.name, link)
+        link.remember()
     elif slot.name in links(slot.owner):
         uninstall(slot.owner, slot.name, tensor)
 

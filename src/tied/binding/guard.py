@@ -18,8 +18,8 @@ from torch import nn
 from tied.algebra import Address, show_address
 from tied.binding.declare import unwrapped
 from tied.binding.ledger import Tie, entries
+from tied.binding.retie import is_cut
 from tied.binding.slots import ModuleTree
-from tied.binding.undo import is_cut
 from tied.errors import ConflictError
 
 WATCHED = (

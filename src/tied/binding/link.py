@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from tied.algebra import Address, Expression, invert, parse, show_address
 from tied.algebra.expression import Apply
-from tied.binding.anchor import Anchor, anchor
+from tied.binding.anchor import Anchor, anchor, plant
 from tied.binding.computed import read_attribute
 from tied.binding.derived import derive
 from tied.errors import SourceGoneError
@@ -112,6 +112,7 @@ class Link:
         expression: The definition, with addresses from the home.
         home: The anchor of the innermost module that holds both ends; None where the owners were given.
         target: Refers to the module that reads; None before it is installed.
+        place: The address of the target from the home, where it was declared.
         order: The names of its module's parameters (or buffers) before anything was tied, for untying.
         read: Computes the present value.
     """
@@ -120,6 +121,7 @@ class Link:
         """Make a link; call `connect` to be able to read."""
         self.expression, self.sources, self.home = expression, dict(sources), home
         self.target: weakref.ref[nn.Module] | None = None
+        self.place: Address = ()
         self.order: tuple[str, ...] = ()
         self.kept: dict[Address, Tensor] = {}
         self.read: Read = self._unread
@@ -184,6 +186,18 @@ class Link:
             for address, tensor in invert(self.expression, value, tensors, self.fixed()).items():
                 tensors[address].copy_(tensor)
 
+    def remember(self) -> None:
+        """Have the home remember the declaration, for `retie`."""
+        home = self.home.module if self.home is not None else None
+        if home is not None:
+            plant(home).declared[show_address(self.place)] = str(self.expression)
+
+    def forget(self) -> None:
+        """Have the home forget the declaration."""
+        home = self.home.module if self.home is not None else None
+        if home is not None:
+            plant(home).declared.pop(show_address(self.place), None)
+
     def _unread(self) -> Tensor:
         raise _gone(self.expression.sources()[0], "a copy was made without the module that holds it")
 
@@ -213,7 +227,7 @@ class Link:
         """Point into the copy, as far as it is known by now; else remember the present value."""
         twin = Link(self.expression, {}, copy.deepcopy(self.home, memo))
         memo[id(self)] = twin
-        twin.order = self.order
+        twin.order, twin.place = self.order, self.place
         for address, source in self.refreshed().items():
             mark = copy.deepcopy(source.mark, memo)
             twin.sources[address] = Source(address, memo.get(id(source.owner)), mark)
@@ -228,7 +242,7 @@ class Link:
         """Pickle with the source tensors themselves: the file holds each of them once."""
         tensors = {a: t if t.is_leaf else t.detach() for a, t in self.tensors().items()}
         marks = {address: source.mark for address, source in self.refreshed().items()}
-        return _unpickled, (str(self.expression), marks, self.home, self.order, tensors)
+        return _unpickled, (str(self.expression), marks, self.home, (self.order, self.place), tensors)
 
     def own_value(self) -> Tensor:
         """Return the value from the tensors kept by a copy that does not hold the sources."""
@@ -236,8 +250,12 @@ class Link:
 
 
 def _unpickled(
-    text: str, marks: dict[Address, Anchor], home: Anchor | None, order: tuple[str, ...], tensors: dict[Address, Tensor]
+    text: str,
+    marks: dict[Address, Anchor],
+    home: Anchor | None,
+    names: tuple[tuple[str, ...], Address],
+    tensors: dict[Address, Tensor],
 ) -> Link:
     link = Link(parse(text), {a: Source(a, mark.module, mark) for a, mark in marks.items()}, home)
-    link.order, link.kept = order, tensors
+    (link.order, link.place), link.kept = names, tensors
     return link.connect() if link.can_connect else link

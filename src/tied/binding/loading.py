@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from tied.algebra import Address, Expression, invert, project, ref
 from tied.algebra.projection import agree
 from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
-from tied.errors import ConflictError, InverseError, ShapeError, TieError, during
+from tied.errors import ConflictError, InverseError, ShapeError, TieError
 
 State = MutableMapping[str, Any]
 
@@ -173,35 +173,3 @@ def load_alone(link: Link, value: Tensor, prefix: str, name: str) -> dict[str, T
             )
         link.write(value)
     return {}
-
-
-def load_state_dict(
-    model: nn.Module,
-    state_dict: dict[str, Tensor],
-    *,
-    strict: bool = True,
-    assign: bool = False,
-    keep: Literal["source", "target", "mean"] | None = None,
-) -> object:
-    """Load a state dict, and say which value wins where it has two different ones for a tie.
-
-    `model.load_state_dict(...)` does the same for state dicts without such a conflict.
-
-    Args:
-        model: Changed in place.
-        state_dict: As torch's; it is not changed.
-        strict: As torch's.
-        assign: As torch's.
-        keep: The winner of a conflict: `"source"`, `"target"`, or `"mean"`, the least-squares source.
-
-    Returns:
-        What torch returns: the missing and unexpected keys.
-
-    Raises:
-        ConflictError: the values differ, and `keep` names no winner.
-    """
-    with during(f"load_state_dict(model, state_dict, keep={keep!r})"):
-        check_winner(keep)
-        state = dict(state_dict)
-        reconcile_all(model, state, "", keep=keep)
-        return model.load_state_dict(state, strict=strict, assign=assign)

@@ -1,0 +1,150 @@
+"""Mending: `retie` puts back what was cut from outside.
+
+Owns: finding ties that do not hold any more, and restoring them. Must not choose between two values by itself.
+Read next: `tying.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from tied.algebra import Address, parse, show_address
+from tied.algebra.parser import parse_address
+from tied.algebra.projection import agree
+from tied.binding.anchor import declared
+from tied.binding.declare import declare, unwrapped
+from tied.binding.late import install, is_late
+from tied.binding.ledger import Tie, entries
+from tied.binding.link import Link
+from tied.binding.loading import check_winner
+from tied.binding.slots import ModuleTree, links
+from tied.errors import AddressError, ConflictError, during
+
+
+class Mended(NamedTuple):
+    """What `retie` found at one target, and what it did."""
+
+    target: Address
+    found: str
+    kept: str
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{show_address(self.target)}: {self.found}; kept {self.kept}"
+
+
+def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) -> tuple[Mended, ...]:
+    """Put back what was cut from outside.
+
+    Because a target reads its source at each access, most operations cannot cut a tie. What can: replacing the
+    target's module, writing into `module._parameters` directly, and resetting `module.__class__`.
+
+    Args:
+        model: Changed in place, and only if every tie can be mended.
+        keep: Whose value wins where the two differ; None refuses to throw either away.
+
+    Returns:
+        One entry for each tie that was cut; empty when all hold.
+
+    Raises:
+        ConflictError: target and source differ, and `keep` names no winner.
+        ShapeError: a target was replaced by something of another shape.
+
+    Example:
+        >>> from tied import tie
+        >>> model = nn.ModuleDict({"embed": nn.Embedding(7, 3), "head": nn.Linear(3, 7)})
+        >>> _ = tie(model, "head.weight", "embed.weight")
+        >>> model["head"] = nn.Linear(3, 7)
+        >>> print(*retie(model, keep="source"))
+        head.weight: its module was replaced, with other values; kept source
+    """
+    with during(f"retie(model, keep={keep!r})"):
+        check_winner(keep, ("source", "target"))
+        model = unwrapped(model)
+        overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
+        replaced = list(_replaced(model))
+        mended = [_mend(entry, keep, act=False) for entry in overwritten]
+        mended += [_put_back(entry, keep, act=False) for entry in replaced]
+        for entry in overwritten:
+            _mend(entry, keep, act=True)
+        for entry in replaced:
+            _put_back(entry, keep, act=True)
+        return tuple(mended)
+
+
+class Lost(NamedTuple):
+    """A declared tie whose target's module was replaced."""
+
+    home: nn.Module
+    path: Address
+    tie: Tie
+
+
+def _replaced(model: nn.Module) -> Iterator[Lost]:
+    for path, home in model.named_modules():
+        tree, place = ModuleTree(home), tuple(path.split(".")) if path else ()
+        for target, source in declared(home).items():
+            tie = Tie(parse_address(target), parse(source))
+            try:
+                slot = tree.slot(tie.target)
+            except AddressError:
+                continue  # the target does not exist any more, and needs no source
+            if slot.name not in links(slot.owner):
+                yield Lost(home, place, tie)
+
+
+def _put_back(lost: Lost, keep: Literal["source", "target"] | None, *, act: bool) -> Mended:
+    tree, tie = ModuleTree(lost.home), lost.tie
+    target = tree.tensor_slot(tie.target).tensor.detach()
+    value = tie.source.value({a: tree.tensor_slot(a).tensor.detach() for a in tie.source.sources()})
+    same = value.shape == target.shape and agree(value, target, tie.source)
+    if not same and keep is None:
+        raise _undecided(tie)
+    if act:
+        declare(lost.home, [tie], keep="source" if same else keep or "source", buffers=True)
+    what = "its module was replaced"
+    address = (*lost.path, *tie.target)
+    return Mended(address, what if same else f"{what}, with other values", "both" if same else str(keep))
+
+
+def is_cut(module: nn.Module, name: str) -> bool:
+    """Tell whether a tied attribute was overwritten behind its module's back."""
+    return not is_late(module, name) or _impostor(module, name) is not None
+
+
+def _impostor(module: nn.Module, name: str) -> Tensor | None:
+    for place in (module._parameters, module._buffers, module.__dict__):
+        tensor = place.get(name)
+        if isinstance(tensor, Tensor):
+            return tensor
+    return None
+
+
+def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, *, act: bool) -> Mended:
+    (tie, module, link), name = entry, entry[0].target[-1]
+    impostor = _impostor(module, name)
+    value = link.read().detach()
+    same = impostor is None or agree(value, impostor.detach(), link.expression)
+    if not same and keep is None:
+        raise _undecided(tie)
+    if act:
+        if not same and keep == "target":
+            assert impostor is not None
+            link.write(impostor.detach())
+        for place in (module._parameters, module._buffers, module.__dict__):
+            place.pop(name, None)
+        install(module, name, link)
+    what = "the class of its module was reset" if impostor is None else "a tensor of its own"
+    return Mended(tie.target, what if same else f"{what}, with other values", "both" if same else str(keep))
+
+
+def _undecided(tie: Tie) -> ConflictError:
+    return ConflictError(
+        f"'{show_address(tie.target)}' was given a value of its own that differs from its source's.",
+        found=f"{tie} does not hold",
+        expected="the name of the value to keep",
+        fix='retie(model, keep="source") or retie(model, keep="target")',
+    )
