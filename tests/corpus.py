@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import AdamW
+
+import tied
 
 WIDE, NARROW, WORDS = 6, 4, 9
 
@@ -172,3 +175,29 @@ def distance(model: nn.Module, reference: Reference) -> float:
     named = dict(model.named_parameters())
     assert set(named) == {name for name, t in reference.tensors.items() if t.requires_grad}
     return max(float((tensor - reference.tensors[name]).abs().max().detach()) for name, tensor in named.items())
+
+
+def tied_model(case: Case) -> nn.Module:
+    model = case.build()
+    tied.tie(model, case.target, case.source)
+    return model
+
+
+def assert_still_tied(model: nn.Module, case: Case) -> None:
+    """Check the law: counted once, equal to the reference now, and after three steps of AdamW."""
+    assert [str(tie) for tie in tied.ties(model)] == [f"{case.target} = {case.source}"]
+    dtype = next(model.parameters()).dtype
+    reference = Reference(case, model)
+    reference.shell.to(dtype)
+    steppers = [AdamW(subject.parameters(), lr=0.02, weight_decay=0.1) for subject in (model, reference)]
+    bound = 1e-12 if dtype == torch.float64 else 1e-5
+    for step in range(3):
+        inputs = case.inputs(step)
+        inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+        torch.testing.assert_close(model(inputs), reference(inputs), rtol=bound, atol=bound)
+        for subject, stepper in zip((model, reference), steppers, strict=True):
+            stepper.zero_grad()
+            loss(subject(inputs)).backward()
+            torch.nn.utils.clip_grad_norm_([p for group in stepper.param_groups for p in group["params"]], 0.5)
+            stepper.step()
+    assert distance(model, reference) <= bound

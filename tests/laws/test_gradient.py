@@ -2,20 +2,13 @@
 
 import pytest
 import torch
-from corpus import CASES, Case, Reference, loss
+from corpus import CASES, Case, Reference, loss, tied_model
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import tied
 from tied.algebra import adjoint, parse
 from tied.algebra.parser import parse_address
-
-
-def tied_model(case: Case) -> torch.nn.Module:
-    model = case.build()
-    tied.tie(model, case.target, case.source)
-    return model
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
