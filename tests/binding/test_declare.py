@@ -1,5 +1,8 @@
 """Declaring: what `tie` takes, what it refuses, and that a refusal changes nothing."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from snapshot import refused, snapshot
@@ -455,8 +458,9 @@ def test_a_class_that_cannot_be_extended_undoes_everything(model: Model) -> None
 
     model.stiff = Stiff(4, 6)
     source = model.encoder.weight.detach().clone()
+    model.decoder.weight.data = model.stiff.weight.data.clone()
     with pytest.raises(tied.KindError, match="cannot be extended"):
-        tied.tie(model, {"decoder.weight": "encoder.weight.T", "stiff.weight": "encoder.weight.T"})
+        tied.tie(model, {"decoder.weight": "encoder.weight.T", "stiff.weight": "encoder.weight.T"}, keep="target")
     assert tied.ties(model) == ()
     assert type(model.decoder) is nn.Linear
     assert isinstance(model.stiff.weight, nn.Parameter)
@@ -553,6 +557,13 @@ def test_recurrent_modules() -> None:
     for _ in range(2):
         assert torch.equal(model["a"](x)[0], model["b"](x)[0])
         nn.init.normal_(model["a"].weight_hh_l0)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        nn.init.normal_(twin["a"].weight_hh_l0)
+        assert torch.equal(twin["a"](x)[0], twin["b"](x)[0])
+        assert twin["b"].double()._flat_weights[0].dtype == torch.float32, "the weights are the other module's"
+    alone = copy.deepcopy(model["b"])
+    assert type(alone) is nn.LSTM
+    assert torch.equal(alone(x)[0], model["b"](x)[0])
     tied.untie(model)
     assert torch.equal(model["a"](x)[0], model["b"](x)[0])
     nn.init.normal_(model["b"].weight_hh_l0)

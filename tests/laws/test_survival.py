@@ -267,6 +267,25 @@ def test_children_outlive_the_model() -> None:
     assert torch.equal(copy.deepcopy(children)[1].weight, children[1].weight)
 
 
+def test_children_follow_the_source_that_the_model_had_last() -> None:
+    model = tied_model(MAIN[0])
+    model.encoder = nn.Linear(6, 4).double()
+    model(torch.zeros(1, 6).double())
+    encoder, decoder = model.encoder, model.decoder
+    del model
+    assert torch.equal(decoder.weight, encoder.weight.t())
+
+
+def test_a_deepcopy_needs_no_copy_of_the_target() -> None:
+    """The copy is tied at once, and not given a Parameter that is dropped again."""
+    model = tied_model(MAIN[0])
+    model._modules["encoder"] = model._modules.pop("encoder")  # the target comes first
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tied.binding.late.uninstall", lambda *_: pytest.fail("a Parameter was made"))
+        twin = copy.deepcopy(model)
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.t())
+
+
 def test_no_reference_cycle_keeps_a_model_alive() -> None:
     import gc
     import weakref

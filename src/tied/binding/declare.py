@@ -294,7 +294,7 @@ def _check_winners(
 
 def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]) -> None:
     """Write the values and install the links; undo everything if anything fails."""
-    with ExitStack() as undo, torch.no_grad():
+    with torch.no_grad(), ExitStack() as undo:
         prepared = [(tree.slot(each.target), *_link(tree.model, each)) for each in ties]
         for address, value in values.items():
             tensor = tree.slot(address).tensor
