@@ -510,6 +510,34 @@ def test_a_parametrization_of_another_attribute_of_the_target(model: Model) -> N
     assert snapshot(model)
 
 
+@pytest.mark.parametrize("tie_first", [False, True])
+@pytest.mark.parametrize("untie_first", [False, True])
+def test_parametrizations_come_and_go(model: Model, tie_first: bool, untie_first: bool) -> None:
+    """Torch puts back the first base of the class when the last parametrization goes: it must still read late."""
+    actions = [
+        lambda: tied.tie(model, "decoder.weight", "encoder.weight.T"),
+        lambda: nn.utils.parametrize.register_parametrization(model.decoder, "bias", nn.Softplus()),
+    ]
+    for act in actions if tie_first else reversed(actions):
+        act()
+    assert torch.equal(model.decoder.weight, model.encoder.weight.t())
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.t())
+    undo = [
+        lambda: tied.untie(model),
+        lambda: nn.utils.parametrize.remove_parametrizations(model.decoder, "bias"),
+    ]
+    for act in undo if untie_first else reversed(undo):
+        act()
+        value = model.decoder.weight
+        assert torch.equal(value, model.encoder.weight.t())
+    assert isinstance(model.decoder, nn.Linear)
+    assert untie_first or type(model.decoder) is nn.Linear
+    assert sorted(n for n, _ in model.decoder.named_parameters()) == ["bias", "weight"]
+    nn.init.zeros_(twin.encoder.weight)
+    assert not twin.decoder.weight.any(), "the copy is not touched"
+
+
 def test_a_source_that_is_gone_says_so(model: Model) -> None:
     tied.tie(model, "decoder.weight", "encoder.weight.T")
     del model.encoder

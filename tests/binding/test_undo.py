@@ -1,6 +1,7 @@
 """The ways out: `untie`, `retie`, and what a tied attribute does when somebody writes to it."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -178,8 +179,6 @@ The model was not changed."""
 
 
 def test_a_computed_weight_copies_and_pickles_as_a_plain_tensor(model: Stack) -> None:
-    import pickle
-
     weight = model.head.weight
     assert type(weight * 1) is torch.Tensor
     assert type(pickle.loads(pickle.dumps(weight))) is torch.Tensor
@@ -260,6 +259,12 @@ def test_the_class_can_be_subclassed(model: Stack) -> None:
     class Mine(type(model.decoder)):  # type: ignore[misc]
         pass
 
+    globals()["Mine"], Mine.__qualname__ = Mine, "Mine"
+    tiable = nn.ModuleDict({"a": nn.Linear(6, 4), "b": Mine(4, 6)})
+    tied.tie(tiable, "b.weight", "a.weight.T")
+    for twin in (copy.deepcopy(tiable), pickle.loads(pickle.dumps(tiable))):
+        assert type(twin["b"]) is Mine
+        assert torch.equal(twin["b"].weight, twin["a"].weight.t())
     mine = Mine(4, 6)
     assert mine(torch.zeros(2, 4)).shape == (2, 6)
     mine.weight = nn.Parameter(torch.ones(6, 4))

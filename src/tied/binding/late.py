@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from tied.algebra import Address, show_address
 from tied.binding.derived import Derived
@@ -86,17 +87,23 @@ class Late:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Name the class by its base, since a class made at run time cannot be found by name."""
         make, arguments, *rest = super().__reduce_ex__(protocol)
+        if "_tied_base" not in type(self).__dict__:  # a class of somebody else, on top of ours
+            return make, arguments, *rest
         if make is getattr(copyreg, "__newobj__"):  # noqa: B009  (hidden from type checkers)
             arguments = (self._tied_base, *arguments[1:])
         return _remake, (make, arguments, self._tied_names), *rest
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state as the base class does, then settle what is tied to what in this copy."""
-        late, self.__class__ = type(self), self._tied_base  # type: ignore[assignment]
         if isinstance(self, nn.RNNBase):
             state.setdefault("_flat_weights", [])
-        self.__setstate__(state)  # type: ignore[attr-defined]
-        self.__class__ = late  # type: ignore[assignment]
+        late = type(self)
+        if "_tied_base" in late.__dict__:
+            self.__class__ = self._tied_base  # type: ignore[assignment]
+            self.__setstate__(state)  # type: ignore[attr-defined]
+            self.__class__ = late  # type: ignore[assignment]
+        else:
+            super().__setstate__(state)  # type: ignore[misc]
         for name, link in links(self).items():  # type: ignore[arg-type]
             settle(self, name, link)  # type: ignore[arg-type]
         shed(self)  # type: ignore[arg-type]
@@ -236,21 +243,36 @@ def is_late(module: nn.Module, name: str) -> bool:
 
 def _wear(module: nn.Module) -> None:
     """Put on the class that fits the module's links; classes put on top by others stay."""
-    names = frozenset(links(module))
-    base = type(module).__dict__.get("_tied_base")
-    if base is None and not isinstance(module, Late):
+    names, kind = frozenset(links(module)), type(module)
+    if is_parametrized(module) and kind.__name__.startswith("Parametrized"):
+        _slip_under(kind, names)
+    else:
+        _put_on(module, kind.__dict__.get("_tied_base"), names)
+    if not names:
+        module.__dict__.pop(LINKS, None)
+    shed(module)
+
+
+def _slip_under(kind: type[nn.Module], names: frozenset[str]) -> None:
+    """Put the late class below a parametrized one: torch restores that base when the last parametrization goes.
+
+    Deep copies share the class, so nothing is ever taken away from it; a late class without links is harmless.
+    """
+    below = kind.__bases__[0]
+    base = below.__dict__.get("_tied_base", below)
+    wanted = late_class(base, names | below.__dict__.get("_tied_names", frozenset()))
+    if wanted is not below:
+        kind.__bases__ = (wanted,)
+
+
+def _put_on(module: nn.Module, base: type[nn.Module] | None, names: frozenset[str]) -> None:
+    if base is None:
         base = type(module)
-    elif base is None:  # somebody subclassed the late class; keep that class and add what is missing
-        names -= {name for name in names if is_late(module, name)}
-        base = type(module)
-        if not names:
-            return
+        if isinstance(module, Late):  # somebody subclassed the late class: keep that, and add what is missing
+            names = frozenset(name for name in names if not is_late(module, name))
     wanted = late_class(base, names) if names else base
     if type(module) is not wanted:
         module.__class__ = wanted  # type: ignore[assignment]
-    if not links(module):
-        module.__dict__.pop(LINKS, None)
-    shed(module)
 
 
 def shed(module: nn.Module) -> None:
