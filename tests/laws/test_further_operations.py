@@ -435,3 +435,60 @@ def test_scripting_is_refused_and_untie_is_the_way() -> None:
         torch.jit.script(model)
     tied.untie(model)
     torch.jit.script(model)
+
+
+# -- files of others -----------------------------------------------------------------------------------
+
+
+@quiet
+@pytest.mark.parametrize("case", MAIN, ids=str)
+def test_distributed_checkpoint(case: Case, tmp_path) -> None:
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    model = tied_model(case)
+    for folder, read, write in (
+        ("plain", lambda m: m.state_dict(), lambda m, s: m.load_state_dict(s)),
+        ("api", get_model_state_dict, set_model_state_dict),
+    ):
+        other = tied_model(case)
+        for parameter in other.parameters():
+            nn.init.zeros_(parameter)
+        dcp.save(read(model), checkpoint_id=tmp_path / folder)
+        state = read(other)
+        assert case.target not in state, "written once"
+        dcp.load(state, checkpoint_id=tmp_path / folder)
+        write(other, state)
+        torch.testing.assert_close(other(case.inputs()), model(case.inputs()), rtol=0, atol=0)
+        assert_still_tied(other, case)
+
+
+@quiet
+@pytest.mark.parametrize("case", [c for c in MAIN if "order" not in c.source], ids=str)
+def test_accelerate_builds_on_meta_and_loads(case: Case, tmp_path) -> None:
+    import accelerate
+
+    model = tied_model(case)
+    torch.save(model.state_dict(), tmp_path / "model.bin")
+    with accelerate.init_empty_weights(include_buffers=True):
+        empty = case.build()
+    tied.tie(empty, case.target, case.source)
+    assert next(empty.parameters()).is_meta
+    filled = accelerate.load_checkpoint_and_dispatch(empty, str(tmp_path / "model.bin"), device_map={"": "cpu"})
+    torch.testing.assert_close(filled(case.inputs()), model(case.inputs()), rtol=0, atol=0)
+    assert_still_tied(filled, case)
+
+
+def test_safetensors_reads_and_writes_each_weight_once(tmp_path) -> None:
+    from safetensors.torch import load_file, load_model, save_file, save_model
+
+    for case in MAIN:
+        model = tied_model(case)
+        save_file(model.state_dict(), tmp_path / "file")
+        save_model(model, str(tmp_path / "model"))
+        assert case.target not in load_file(tmp_path / "file")
+        other = tied_model(case)
+        for parameter in other.parameters():
+            nn.init.zeros_(parameter)
+        load_model(other, str(tmp_path / "model"))
+        torch.testing.assert_close(other(case.inputs()), model(case.inputs()), rtol=0, atol=0)
