@@ -79,9 +79,7 @@ class Report:
         path.write_text(json.dumps({**asdict(self), **versions}, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(
-    ways: dict[str, Way], *, base: str, rounds: int = 60, milliseconds: float = 3.0
-) -> dict[str, Ratio]:
+def measure(ways: dict[str, Way], *, base: str, rounds: int = 60, milliseconds: float = 3.0) -> dict[str, Ratio]:
     """Compare `ways` with the one named `base`, whose own ratio is 1 by definition.
 
     Args:

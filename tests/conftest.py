@@ -23,9 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--update-golden") and os.environ.get("CI"):
-        raise pytest.UsageError(
-            "--update-golden is refused in CI: run it where somebody reads the difference"
-        )
+        raise pytest.UsageError("--update-golden is refused in CI: run it where somebody reads the difference")
     config.stash[REWRITTEN] = []
 
 

@@ -6,6 +6,7 @@ Owns: linear and bilinear arithmetic. Must not move entries about (`views.py`) o
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tied.algebra.transform import PRODUCT, SUM, UNARY, Transform
-from tied.errors import ParseError
+from tied.errors import ParseError, short
 
 if TYPE_CHECKING:
     from tied.algebra.expression import Expression
@@ -63,6 +64,8 @@ class Scale(Transform):
         if not isinstance(inner, Scale) or self.divide or inner.divide or -1 not in (self.factor, inner.factor):
             return None
         factor = self.factor * inner.factor
+        if not factor:
+            return None  # the sign of a zero would be lost
         return () if factor == 1 else (Scale(factor),)
 
 
@@ -103,19 +106,44 @@ def number(value: Any) -> int | float:
     """Return a constant in its one form: a whole number is an int.
 
     Raises:
-        ParseError: `value` is not finite.
+        ParseError: `value` is not a finite number.
     """
-    if isinstance(value, bool) or not math.isfinite(value):
+    is_number = not isinstance(value, bool) and isinstance(value, numbers.Real)
+    try:
+        real = float(value) if is_number else math.nan
+    except OverflowError:
+        real = math.inf
+    if not math.isfinite(real):
         raise ParseError(
-            "This is not a constant to multiply by.", found=str(value), expected="a finite number", fix="write it out"
+            "This is not a constant to multiply by.",
+            found=str(real) if is_number else type(value).__name__,
+            expected="a finite number",
+            fix="write the number out, or register a buffer and use its address",
         )
-    real = float(value)
     return int(real) if real.is_integer() and abs(real) <= 2**53 else real
 
 
 def constants(values: Any) -> Any:
-    """Return nested lists of constants as nested tuples."""
-    return tuple(constants(v) if isinstance(v, list | tuple) else number(v) for v in values)
+    """Return nested lists of constants as nested tuples.
+
+    Raises:
+        ParseError: an entry is not a finite number, or lists side by side have different lengths.
+    """
+    found = tuple(constants(value) if isinstance(value, list | tuple) else number(value) for value in values)
+    if len({_lengths(value) for value in found}) > 1:
+        raise ParseError(
+            "These lists form no tensor.",
+            found=short(listed(found)),
+            expected="lists of equal length",
+            fix="write every row out, as for torch.tensor",
+        )
+    return found
+
+
+def _lengths(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple):
+        return ()
+    return (len(values), *(_lengths(values[0]) if values else ()))
 
 
 def listed(values: Any) -> str:
@@ -242,4 +270,6 @@ class Kron(Transform):
 
 def kron(first: Expression, second: Expression) -> Expression:
     """Make the expression `kron(first, second)`."""
-    return first.apply(Kron(), second)
+    from tied.algebra.expression import Expression  # expressions are built of transforms, so they come later
+
+    return Expression.apply(first, Kron(), second)

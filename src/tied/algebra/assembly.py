@@ -60,8 +60,10 @@ def _join(expressions: Sequence[Expression], transform: Join) -> Expression:
         raise ParseError(
             "Nothing to join.", found="an empty list", expected="at least one expression", fix="list the parts"
         )
+    from tied.algebra.expression import Expression  # expressions are built of transforms, so they come later
+
     first, *rest = expressions
-    return first.apply(transform, *rest)
+    return Expression.apply(first, transform, *rest)
 
 
 def cat(expressions: Sequence[Expression], dim: int = 0) -> Expression:
@@ -91,7 +93,7 @@ class Gather(Transform):
         """Put one zero before `theta`, so that -1 points at it and every other mistake is out of range."""
         theta, index = operands
         padded = torch.cat([theta.new_zeros(1, *theta.shape[1:]), theta])
-        return padded.index_select(0, self._places(index)).reshape(*index.shape, *theta.shape[1:])
+        return padded.index_select(0, self._places(index)).reshape((*index.shape, *theta.shape[1:]))
 
     @staticmethod
     def _places(index: Tensor) -> Tensor:

@@ -13,20 +13,24 @@ method names that build it. Must not hold tensors or know modules. Read next: `p
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tied.algebra.address import Address, show_address
-from tied.algebra.arithmetic import Add, Kron, Matmul, Multiply, Scale, ScaleBy, constants, number
-from tied.algebra.assembly import Gather, cat, stack
-from tied.algebra.pointwise import Cast, Detach, Place, Pointwise
-from tied.algebra.transform import Transform
+from tied.algebra.arithmetic import Add, Matmul, Multiply, Scale, ScaleBy, constants, number
+from tied.algebra.assembly import Gather
+from tied.algebra.functions import answer, methods
+from tied.algebra.pointwise import Cast, Detach, Place
+from tied.algebra.transform import MOST_DEPTH, Transform
 from tied.algebra.views import index, view
-from tied.errors import KindError, ParseError, ShapeError
+from tied.errors import KindError, ParseError, ShapeError, short
 
 MOST_NODES = 256  # a longer expression is a mistake, and deep trees exhaust Python's stack
 Read = Callable[[], Tensor]
@@ -43,6 +47,11 @@ class Expression:
 
     # -- what it is ---------------------------------------------------------------------------------
 
+    size = 1
+    """How many transforms and addresses it has."""
+    nesting = 0
+    """How many brackets stand inside each other in its text."""
+
     def nodes(self) -> Iterator[Expression]:
         """Yield every expression inside, outermost first."""
         raise TypeError(f"{type(self).__name__} is not a finished expression")
@@ -58,6 +67,12 @@ class Expression:
     def __str__(self) -> str:
         """Print the canonical text; `parse(str(e)) == e`."""
         return self.text()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle and copy as text, however deep the tree is."""
+        from tied.algebra.parser import parse  # the parser builds expressions, so it comes later
+
+        return parse, (str(self),)
 
     # -- what it does -------------------------------------------------------------------------------
 
@@ -94,18 +109,16 @@ class Expression:
             ParseError: the result would be longer than anyone means.
         """
         operands = tuple(_expression(operand) for operand in (self, *others))
-        if sum(1 for operand in operands for _ in operand.nodes()) >= MOST_NODES:
-            raise ParseError(
-                "The expression is too long.",
-                found=f"more than {MOST_NODES} transforms and addresses",
-                expected=f"at most {MOST_NODES}",
-                fix="name the parts: tie helper parameters first",
-            )
+        if sum(operand.size for operand in operands) >= MOST_NODES:
+            raise _too_large(f"more than {MOST_NODES} transforms and addresses")
         if len(operands) == 1 and isinstance(self, Apply) and len(self.operands) == 1:
             shorter = transform.after(self.transform)
             if shorter is not None:
                 return _reapply(self.operands[0], shorter)
-        return Apply(transform, operands)
+        made = Apply(transform, operands)
+        if made.nesting >= MOST_DEPTH:
+            raise _too_large(f"{MOST_DEPTH} brackets inside each other")
+        return made
 
     def __add__(self, other: Expression) -> Expression:
         """Return the sum."""
@@ -134,7 +147,7 @@ class Expression:
         if not isinstance(other, numbers.Real):
             raise ParseError(
                 "Only numbers divide.",
-                found=f"a division by {other}",
+                found=f"a division by {_expression(other)}",
                 expected="e / 3",
                 fix="multiply by the reciprocal: e * other.reciprocal()",
             )
@@ -143,12 +156,14 @@ class Expression:
     def _scale(self, value: numbers.Real, divide: bool = False) -> Expression:
         factor = number(value)
         if factor == 0 and divide:
-            raise ParseError("Division by zero.", found=f"{self} / 0", expected="another number", fix="check it")
+            raise ParseError("Division by zero.", found=f"{self} / 0", expected="e / 3", fix="0 * e is zero")
         return self if factor == 1 else self.apply(Scale(factor, divide))
 
     def __matmul__(self, other: Expression) -> Expression:
         """Return the matrix product."""
         return self.apply(Matmul(), other)
+
+    __array_ufunc__ = None  # NumPy's arrays leave the answer to us
 
     def __radd__(self, other: object) -> Expression:
         """Refuse what is no expression on the left; the message says why."""
@@ -158,7 +173,9 @@ class Expression:
 
     def __getitem__(self, key: Any) -> Expression:
         """Return a slice, or a gather where `key` is an expression: the address of an index buffer."""
-        return self.apply(Gather(), key) if isinstance(key, Expression) else self.apply(index(key))
+        if isinstance(key, Expression | Tensor):
+            return self.apply(Gather(), _expression(key))
+        return self.apply(index(key))
 
     def __iter__(self) -> Iterator[Expression]:
         """Refuse: an expression has no known length."""
@@ -180,10 +197,10 @@ class Expression:
             return self.apply(Cast(target))
         try:
             return self.apply(Place(str(torch.device(target))))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ParseError(
                 ".to was called with neither a dtype nor a device.",
-                found=f".to({target!r})",
+                found=short(f".to({target!r})"),
                 expected='a dtype such as float16, or a device such as "cuda:0"',
                 fix="see torch.Tensor.to",
             ) from error
@@ -195,50 +212,11 @@ class Expression:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Expression:
         """Answer torch's functions: `torch.cat([a, b])`, `torch.exp(a)`, `torch.kron(a, b)`."""
-        name: str = func.__name__
-        name = _ALIASES.get(name, name)
-        builder = _FUNCTIONS.get(name) or getattr(cls, name, None)
-        if builder is None:
-            raise KindError(
-                f"torch.{name} is not a transform of the language.",
-                found=f"torch.{name}(...)",
-                expected="one of the transforms in the documentation, such as .T or torch.cat",
-                fix="compute it from parameters of its own: a parametrization, or a module",
-            )
-        for arg in args:
-            for each in arg if isinstance(arg, list | tuple) else (arg,):
-                if isinstance(each, Tensor):
-                    _expression(each)  # raises: constants must be data
-        return builder(*args, **(kwargs or {}))
+        return answer(cls, func, args, kwargs or {})
 
 
-def _view_method(name: str) -> Callable[..., Expression]:
-    def method(self: Expression, *args: Any, **kwargs: Any) -> Expression:
-        return self.apply(view(name, *args, **kwargs))
-
-    return method
-
-
-def _pointwise_method(name: str) -> Callable[..., Expression]:
-    def method(self: Expression) -> Expression:
-        return self.apply(Pointwise(name))
-
-    return method
-
-
-def _install_methods() -> None:
-    views = "t transpose permute reshape view flatten unflatten squeeze unsqueeze expand repeat repeat_interleave"
-    for name in [*views.split(), "flip", "roll", "narrow"]:
-        method = _view_method(name)
-        method.__name__, method.__doc__ = name, f"Return `.{name}(...)` of this expression, as torch does."
-        setattr(Expression, name, method)
-    for name in ("exp", "softplus", "square", "sigmoid", "reciprocal"):
-        method = _pointwise_method(name)
-        method.__name__, method.__doc__ = name, f"Return `.{name}()` of this expression, entry by entry."
-        setattr(Expression, name, method)
-
-
-_install_methods()
+for _name, _method in methods():
+    setattr(Expression, _name, _method)
 
 
 @dataclass(frozen=True, repr=False)
@@ -282,6 +260,23 @@ class Apply(Expression):
 
     transform: Transform
     operands: tuple[Expression, ...]
+
+    @cached_property
+    def size(self) -> int:  # type: ignore[override]
+        """How many transforms and addresses it has."""
+        return 1 + sum(operand.size for operand in self.operands)
+
+    @cached_property
+    def nesting(self) -> int:  # type: ignore[override]
+        """How many brackets stand inside each other in its text."""
+        most = level = 0
+        pieces = self.transform.text([_Hole(operand) for operand in self.operands]).split(_Hole.mark)
+        for piece, operand in zip_longest(pieces, self.operands):
+            for bracket in _BRACKET.findall(piece):
+                level += 1 if bracket in "([" else -1
+                most = max(most, level)
+            most = max(most, level + (operand.nesting if operand else 0))
+        return most
 
     def nodes(self) -> Iterator[Expression]:
         """Yield itself, then what is inside."""
@@ -334,6 +329,22 @@ class Apply(Expression):
         return first.apply(self.transform, *rest)
 
 
+class _Hole(Expression):
+    """Where an operand stands in the text of a transform."""
+
+    mark = "\0"
+
+    def __init__(self, operand: Expression) -> None:
+        self.operand = operand
+
+    def text(self, binds: int = 0) -> str:
+        bare = not isinstance(self.operand, Apply) or self.operand.transform.binds >= binds
+        return self.mark if bare else f"({self.mark})"
+
+
+_BRACKET = re.compile(r"[(\[\])]")
+
+
 def ref(address: str | Address) -> Ref:
     """Make the expression that reads one address.
 
@@ -351,10 +362,19 @@ def _expression(value: Any) -> Expression:
     if isinstance(value, Expression):
         return value
     raise KindError(
-        "Only addresses, transforms and numbers can stand in an expression.",
+        "This cannot stand here in an expression.",
         found=type(value).__name__,
         expected="an expression, such as m.encoder.weight.T",
-        fix="register constants as buffers of the model and use their address",
+        fix="register constants as buffers of the model and use their address; numbers only multiply and divide",
+    )
+
+
+def _too_large(found: str) -> ParseError:
+    return ParseError(
+        "The expression is too large.",
+        found=found,
+        expected=f"fewer than {MOST_NODES} transforms and addresses, {MOST_DEPTH} brackets",
+        fix="name the parts: tie helper parameters first",
     )
 
 
@@ -366,23 +386,3 @@ def _reapply(expression: Expression, transforms: Sequence[Transform]) -> Express
 
 def _shape(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
-
-
-_FUNCTIONS: dict[str, Any] = {
-    "cat": cat,
-    "concat": cat,
-    "stack": stack,
-    "kron": lambda first, second: _expression(first).apply(Kron(), second),
-}
-_ALIASES = {
-    "add": "__add__",
-    "sub": "__sub__",
-    "mul": "__mul__",
-    "div": "__truediv__",
-    "true_divide": "__truediv__",
-    "matmul": "__matmul__",
-    "mm": "__matmul__",
-    "neg": "__neg__",
-    "negative": "__neg__",
-    "expit": "sigmoid",
-}

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NoReturn, Protocol
 
-from tied.algebra.address import WORD, Address, show_address
+from tied.algebra.address import STRING, WORD, Address, show_address
 from tied.algebra.expression import Ref
 from tied.algebra.scanner import Scanner
 from tied.algebra.transform import METHODS
-from tied.errors import AddressError, nearest
+from tied.errors import AddressError, nearest, short
 
 ATTRIBUTES = ("T", "mT")
-STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
-_BRACKET = re.compile(rf"\[\s*(-?\d+|{STRING.pattern})\s*\]")
+_BRACKET = re.compile(rf"\[\s*(-?[0-9]+|{STRING.pattern})\s*\]")
+_SELECTED = re.compile(r"\s*[.\[]")
+_END = re.compile(r"\s*\Z")
 _DOTTED = re.compile(r"\s*\.\s*(\w+)")
 
 
@@ -46,55 +47,64 @@ class Locator(Scanner):
         super().__init__(text)
         self.tree = tree
 
-    def is_child(self, segment: str) -> bool:
-        """Tell whether the model itself has a child of that name: a ModuleList given as the model."""
-        return self.tree is not None and segment in (self.tree.names(()) or ())
+    def is_child(self, start: int, end: int) -> bool:
+        """Tell whether the number from `start` to `end` is a child of the model, as in a ModuleList.
+
+        It is where something of it is selected, and where it stands alone; elsewhere it is a constant.
+        """
+        if _SELECTED.match(self.source, end):
+            return True
+        alone = _END.match(self.source, end) and not self.source[:start].strip()
+        return bool(alone) and self.tree is not None and any(map(str.isdigit, self.tree.names(()) or ()))
 
     def quoted_ahead(self) -> bool:
         """Tell whether a quoted segment `["..."]` comes next, or an index of a list given as the model."""
         after = _BRACKET.match(self.source, self.at)
-        return bool(after) and (after.group(1)[0] in "\"'" or self.is_child(after.group(1)))
+        return bool(after) and (after.group(1)[0] in "\"'" or self.is_child(self.at, after.end()))
 
     def address(self) -> Ref:
         """Read as many segments as belong to the address."""
         start = self.at
-        address: Address = ()
+        address = list[str]()
         while True:
             before = self.at
             segment = self.segment(address)
             if segment is None:
                 self.at = before
                 break
-            address = (*address, segment)
+            address.append(segment)
         if not address:
             self.at = start
             self.fail("An address is missing.", found=self.shown(), expected="an address such as 'encoder.weight'")
-        return Ref(address)
+        return Ref(tuple(address))
 
-    def segment(self, address: Address) -> str | None:
+    def segment(self, address: Sequence[str]) -> str | None:
         """Read the next segment of an address; None where a transform or an operator comes."""
-        names = self.tree.names(address) if self.tree else None
-        bracket = self.match(_BRACKET)
-        if bracket:
-            name = unquote(_BRACKET.match(bracket).group(1))  # type: ignore[union-attr]
-            quoted = bracket.lstrip("[ \t\n")[0] in "\"'"
-        elif address and not self.take("."):
+        names = self.tree.names(tuple(address)) if self.tree else None
+        bracket = self.bracket()
+        if bracket is None and address and not self.take("."):
             return None
-        else:
-            name, quoted = self.match(WORD), False
-        if name is None:
+        name = self.match(WORD) if bracket is None else unquote(bracket)
+        if not name:
             return None
+        quoted = bracket is not None and bracket[0] in "\"'"
         if names is None:
             return self.bare_segment(name, bracket is not None, quoted, bool(address))
-        return self.child(address, name, names, bracket is not None and not quoted)
+        return self.child(tuple(address), name, names, bracket is not None and not quoted)
+
+    def bracket(self) -> str | None:
+        """Step over `[0]` or `["name"]` if it comes next, and return what stands inside."""
+        found = self.match(_BRACKET)
+        return found[1:-1].strip() if found else None
 
     def child(self, address: Address, name: str, names: Collection[str], is_index: bool) -> str | None:
         """Return the child that `name` means; None where it can be a transform instead."""
-        if is_index and name.startswith("-") and all(other.isdigit() for other in names) and int(name) >= -len(names):
-            name = sorted(names, key=int)[int(name)]
+        if is_index and name.startswith("-"):
+            numbers = sorted((other for other in names if other.isdigit()), key=lambda other: (len(other), other))
+            name = next((other for back, other in enumerate(reversed(numbers), 1) if f"-{back}" == name), name)
         if name in names:
             return name
-        if not address or (names and name not in METHODS and not is_index):
+        if not address or name not in METHODS:
             self.no_such(address, name, names)
         return None
 
@@ -106,16 +116,16 @@ class Locator(Scanner):
             follow = _DOTTED.match(self.source, self.at)
             return name if name.isdigit() and follow and follow.group(1) not in METHODS else None
         called = self.skip() == "(" or name in ATTRIBUTES
-        return None if inside and not quoted and name in METHODS and called else name
+        return None if inside and not quoted and called else name
 
     def bare_address(self) -> Address:
         """Read an address that stands alone, so that every segment belongs to it."""
         segments = list[str]()
         while self.skip():
-            bracket = self.match(_BRACKET)
+            bracket = self.bracket()
             if not bracket and segments:
                 self.need(".")
-            word = unquote(_BRACKET.match(bracket).group(1)) if bracket else self.match(WORD)  # type: ignore[union-attr]
+            word = unquote(bracket) if bracket else self.match(WORD)
             if not word:
                 self.fail("A segment is missing.", found=self.shown(), expected="a name")
             segments.append(word)
@@ -127,13 +137,13 @@ class Locator(Scanner):
         """Refuse a name that the model does not have."""
         assert self.tree is not None
         rest = re.match(r"[\w.\[\]]*", self.source[self.at :])
-        whole = show_address((*address, name)) + (rest.group() if rest else "")
+        whole = short(show_address((*address, name)) + (rest.group() if rest else ""))
         near = nearest(name, names)
         owner = f"'{show_address(address)}'" if address else "the model"
         some = "', '".join(sorted(names)[:5])
         raise AddressError(
             f"'{whole}' is not a parameter, buffer or module of {self.tree.title}.",
-            found=f"{owner} has no '{name}'",
+            found=f"{owner} has no '{short(name)}'",
             expected=f"one of '{some}'{' ...' if len(names) > 5 else ''}" if names else "a name (it has none)",
             fix=f"did you mean {near}?" if near else "list the names with dict(model.named_parameters())",
         )

@@ -13,19 +13,20 @@ Owns: the grammar. Must not evaluate anything. Read next: `projection.py`.
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 
-from tied.algebra.address import NUMBER, WORD, Address
+from tied.algebra.address import NUMBER, STRING, WORD, Address
 from tied.algebra.arithmetic import kron
 from tied.algebra.assembly import cat, stack
 from tied.algebra.expression import Expression, Ref
-from tied.algebra.locator import ATTRIBUTES, STRING, Locator, Tree, unquote
+from tied.algebra.locator import ATTRIBUTES, Locator, Tree, unquote
 from tied.algebra.transform import METHODS
-from tied.errors import TieError, nearest
+from tied.errors import KindError, ParseError, TieError, nearest, short
 
 MOST_DEPTH = 64
 FUNCTIONS: dict[str, Callable[..., Expression]] = {"cat": cat, "stack": stack, "kron": kron}
@@ -48,7 +49,11 @@ def parse(text: str, tree: Tree | None = None) -> Expression:
     '2 * layers.0.w.T[2:7]'
     """
     parser = _Parser(text, tree)
-    return parser.whole(parser.sum)
+    found = parser.whole(parser.sum)
+    if not isinstance(found, Expression):
+        constant = f"the constant {short(text.strip())}"
+        parser.fail("This names no tensor.", found=constant, expected="an address", at=0)
+    return found
 
 
 def parse_address(text: str, tree: Tree | None = None) -> Address:
@@ -73,14 +78,15 @@ class _Parser(Locator):
     depth = 0
 
     def whole(self, rule: Callable[[], Any]) -> Any:
-        """Read the whole text by one rule; it must be an expression or an address."""
-        result = rule()
+        """Read the whole text by one rule; every error names the position."""
+        try:
+            result = rule()
+        except (ParseError, KindError) as error:
+            if ", at position " not in error.found:
+                error.found = f"{error.found}, {self.place()}"
+            raise
         if self.skip():
             self.fail("The text goes on where it should end.", found=self.shown(), expected="the end, or an operator")
-        if not isinstance(result, Expression | tuple):
-            self.fail(
-                "This names no tensor.", found=f"the constant {self.source.strip()[:40]}", expected="an address", at=0
-            )
         return result
 
     # -- operators ----------------------------------------------------------------------------------
@@ -117,19 +123,16 @@ class _Parser(Locator):
 
     def combine(self, sign: str, left: Any, right: Any) -> Any:
         """Apply an operator to numbers, lists and expressions."""
-        start = self.at
-        try:
-            if isinstance(left, Expression) or isinstance(right, Expression):
-                return _operate(sign, left, right)
-            if isinstance(left, int | float) and isinstance(right, int | float):
-                return _fold(sign, left, right)
-        except TieError:
-            raise
-        except (TypeError, ArithmeticError) as error:
-            self.fail(
-                "These do not go together.", found=str(error) or type(error).__name__, expected="numbers", at=start
-            )
-        self.fail(f"'{sign}' joins expressions and numbers.", found="a list", expected="a list times an expression")
+        kinds = _kind(left), _kind(right)
+        if kinds == (_EXPRESSION, _EXPRESSION) or kinds in _FITTING.get(sign, []):
+            return _OPERATORS[sign](left, right)
+        if kinds != (_NUMBER, _NUMBER) or sign == "@":
+            wanted = _WANTED.get(sign, f"an expression {sign} an expression")
+            self.fail(f"'{sign}' cannot stand here.", found=f"{kinds[0]} {sign} {kinds[1]}", expected=wanted)
+        value = _OPERATORS[sign](left, right) if sign != "/" or right else math.inf
+        if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= 2**63):
+            self.fail("This number is not finite, or too large.", found=f"{left} {sign} {right}", expected="a number")
+        return value
 
     # -- atoms and what follows them ----------------------------------------------------------------
 
@@ -141,21 +144,20 @@ class _Parser(Locator):
                 self.at += 1
                 value = self.transformed(value)
             elif isinstance(value, Expression) and self.take("["):
-                value = value[self.items()]
+                value = self.selected(value)
             else:
                 return value
 
     def atom(self) -> Any:
         """Read a number, a list, a parenthesis, a function or an address."""
-        if (number := self.match(NUMBER)) is not None and not self.is_child(number):
-            return self.number(number)
-        if number is not None:
-            self.at -= len(number)
+        self.skip()
         start = self.at
+        number = self.match(NUMBER)
+        if number and not self.is_child(start, self.at):
+            return self.number(number, start)
+        self.at = start
         if self.take("("):
-            value = self.sum()
-            self.need(")")
-            return value
+            return self.group()
         if self.skip() == "[" and not self.quoted_ahead():
             return self.list()
         word = self.match(WORD)
@@ -164,12 +166,23 @@ class _Parser(Locator):
         self.at = start
         return self.address()
 
-    def number(self, text: str) -> int | float:
-        """Read a finite number."""
+    def group(self) -> Any:
+        """Read what stands between ( and ): one value, or a tuple where there is a comma."""
+        values, comma = list[Any](), False
+        while not self.take(")"):
+            values.append(self.sum())
+            comma = self.take(",")
+            if not comma and self.skip() != ")":
+                self.need(")")
+        return values[0] if len(values) == 1 and not comma else tuple(values)
+
+    def number(self, text: str, start: int) -> int | float:
+        """Make a finite number of its digits."""
         digits = text.lstrip("0")
         value = int(digits or "0") if text.isdigit() and len(digits) <= 19 else float(text)
         if not math.isfinite(value) or (text.isdigit() and value >= 2**63):
-            self.fail("A number is too large.", found=text[:24], expected="a 64-bit integer or a finite float")
+            expected = "a 64-bit integer or a finite float"
+            self.fail("A number is too large.", found=short(text), expected=expected, at=start)
         return value
 
     def list(self) -> list[Any]:
@@ -184,40 +197,54 @@ class _Parser(Locator):
 
     def function(self, name: str) -> Expression:
         """Read `cat(...)`, `stack(...)` or `kron(...)`."""
+        return self.call(name, FUNCTIONS[name], _USAGE[name])
+
+    def call(self, name: str, builder: Callable[..., Expression], usage: str) -> Expression:
+        """Read the arguments and call `builder`; what it refuses is refused at the opening parenthesis."""
         start = self.at
         positional, named = self.arguments()
+        end, self.at = self.at, start
         try:
-            return FUNCTIONS[name](*positional, **named)
-        except (TypeError, AttributeError) as error:
-            self.fail(f"{name}(...) does not take these arguments.", found=str(error), expected=_USAGE[name], at=start)
+            result = builder(*positional, **named)
+        except TypeError as error:
+            if isinstance(error, TieError):
+                raise
+            given = short(name + self.source[start:end])
+            self.fail(f"{name} does not take these arguments.", found=given, expected=usage)
+        self.at = end
+        return result
+
+    def selected(self, value: Expression) -> Expression:
+        """Read the items behind a bracket and select them; what is refused is refused at the bracket."""
+        start = self.at - 1
+        items = self.items()
+        end, self.at = self.at, start
+        result = value[items]
+        self.at = end
+        return result
 
     def transformed(self, value: Expression) -> Expression:
         """Read the transform behind a dot."""
         start = self.at
         name = self.match(WORD) or ""
         if name not in METHODS:
-            self.unknown(value, name, start)
+            self.unknown(name, start)
         if name in ATTRIBUTES:
             return getattr(value, name)
         if self.skip() != "(":
             self.fail(f".{name} is a method.", found=self.shown(), expected=f"'(' as in .{name}(...)")
         if name == "to":
             return self.moved(value)
-        positional, named = self.arguments()
-        try:
-            return getattr(value, name)(*positional, **named)
-        except TypeError as error:
-            self.fail(f".{name} does not take these arguments.", found=str(error), expected="none", at=start)
+        return self.call(f".{name}", getattr(value, name), f".{name}()")
 
-    def unknown(self, value: Expression, name: str, start: int) -> NoReturn:
+    def unknown(self, name: str, start: int) -> NoReturn:
         """Refuse a name that is neither a child nor a transform, and name the nearest ones."""
-        children: Collection[str] = ()
-        if isinstance(value, Ref) and self.tree and (children := self.tree.names(value.address) or ()):
-            self.no_such(value.address, name, children)
+        if not name:
+            self.fail("A name is missing behind a dot.", found=self.shown(), expected="a transform such as .T")
         near = nearest(name, METHODS)
         self.fail(
-            f"'{name}' is not a transform.",
-            found=f".{name}" if name else self.shown(),
+            f"'{short(name)}' is not a transform.",
+            found=f".{short(name)}",
             expected=near or "a transform such as .T, .reshape(...), .exp()",
             at=start,
         )
@@ -232,13 +259,16 @@ class _Parser(Locator):
 
     def dtype(self) -> torch.dtype:
         """Read `float16` or `torch.float16`."""
+        start = self.at
         words = [self.match(WORD) or ""]
         while self.take("."):
             words.append(self.match(WORD) or "")
-        found = getattr(torch, words[-1], None)
+        found = vars(torch).get(words[-1])
         if not isinstance(found, torch.dtype) or words[:-1] not in ([], ["torch"]):
-            shown = ".".join(words)
-            self.fail(".to takes a dtype or a device.", found=shown, expected='float16, or "cuda:0" in quotes')
+            shown = short(".".join(words)) or self.shown()
+            self.fail(
+                ".to takes a dtype or a device.", found=shown, expected='float16, or "cuda:0" in quotes', at=start
+            )
         return found
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
@@ -246,34 +276,21 @@ class _Parser(Locator):
         positional, named = list[Any](), dict[str, Any]()
         self.need("(")
         while not self.take(")"):
-            keyword = self.match(_KEYWORD)
-            value = self.argument()
+            keyword = (self.match(_KEYWORD) or "").rstrip("=").rstrip()
+            if keyword in named:
+                self.fail("An argument is given twice.", found=short(keyword), expected="each argument once")
             if keyword:
-                named[keyword.rstrip("= \t\n")] = value
+                named[keyword] = self.sum()
             else:
-                positional.append(value)
+                positional.append(self.sum())
             if self.skip() != ")":
                 self.need(",")
         return positional, named
 
-    def argument(self) -> Any:
-        """Read one argument: a value, or a tuple of integers."""
-        start = self.at
-        if self.take("("):
-            values = [self.sum()]
-            while self.take(","):
-                if self.skip() != ")":
-                    values.append(self.sum())
-            self.need(")")
-            if len(values) > 1 or self.source[: self.at - 1].rstrip().endswith(","):
-                return tuple(values)
-            self.at = start
-        return self.sum()
-
     def items(self) -> Any:
         """Read what stands between [ and ]: slices, integers, `...`, `None`, or one expression."""
         items = [self.item()]
-        while self.take(","):
+        while self.take(",") and self.skip() != "]":
             items.append(self.item())
         self.need("]")
         return items[0] if len(items) == 1 else tuple(items)
@@ -282,42 +299,40 @@ class _Parser(Locator):
         """Read one item of a subscript."""
         if self.match(_ELLIPSIS):
             return Ellipsis
-        if self.match(_NONE):
-            return None
-        bounds: list[Any] = [None if self.skip() in (":", "]", ",") else self.sum()]
+        if self.skip() in ("]", ",", ""):
+            self.fail("An index is missing.", found=self.shown(), expected="a whole number, a slice, or an address")
+        bounds = [self.bound()]
         while len(bounds) < 3 and self.take(":"):
-            bounds.append(None if self.skip() in (":", "]", ",") else self.sum())
-        if len(bounds) == 1:
-            return bounds[0]
-        return slice(*bounds)
+            bounds.append(self.bound())
+        return bounds[0] if len(bounds) == 1 else slice(*bounds)
+
+    def bound(self) -> Any:
+        """Read one end of a slice, which may be left out."""
+        return None if self.skip() in (":", "]", ",") or self.match(_NONE) else self.sum()
 
 
 _KEYWORD = re.compile(r"[a-zA-Z_]\w*\s*=(?!=)")
 _ELLIPSIS = re.compile(r"\.\.\.")
-_NONE = re.compile(r"None\b")
+_NONE = re.compile(r"None\b(?!\s*[.\[])")
 _USAGE = {"cat": "cat([a, b], dim)", "stack": "stack([a, b], dim)", "kron": "kron(a, b)"}
 
 
-def _operate(sign: str, left: Any, right: Any) -> Expression:
-    if sign == "*":
-        return left * right if isinstance(left, Expression) else right * left
-    if not isinstance(left, Expression):
-        raise TypeError(f"a number or list before '{sign}'")
-    if sign in "+-" and not isinstance(right, Expression):
-        raise TypeError(f"a number or list after '{sign}'")
-    operations = {"+": left.__add__, "-": left.__sub__, "/": left.__truediv__, "@": left.__matmul__}
-    return operations[sign](right)
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "@": operator.matmul,
+}
+_EXPRESSION, _NUMBER, _LIST = "an expression", "a number", "a list"
+_FITTING = {
+    "*": [(_NUMBER, _EXPRESSION), (_EXPRESSION, _NUMBER), (_LIST, _EXPRESSION), (_EXPRESSION, _LIST)],
+    "/": [(_EXPRESSION, _NUMBER)],
+}
+_WANTED = {"*": "an expression beside it", "/": "an expression / a number"}
 
 
-def _fold(sign: str, left: int | float, right: int | float) -> int | float:
-    if sign == "@":
-        raise TypeError("numbers around '@'")
-    value = {
-        "+": lambda: left + right,
-        "-": lambda: left - right,
-        "*": lambda: left * right,
-        "/": lambda: left / right,
-    }[sign]()
-    if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= 2**63):
-        raise ArithmeticError("the number is too large")
-    return value
+def _kind(value: Any) -> str:
+    if isinstance(value, Expression):
+        return _EXPRESSION
+    return _NUMBER if isinstance(value, int | float) else _LIST

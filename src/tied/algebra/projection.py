@@ -10,13 +10,14 @@ For uses theta_i = A_i phi, with every A_i*A_i diagonal, the minimiser of sum |t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from tied.algebra.address import Address, show_address
 from tied.algebra.expression import Apply, Expression, Ref
+from tied.algebra.transform import correct, settle
 from tied.errors import InverseError
 
 Tensors = Mapping[Address, Tensor]
@@ -34,12 +35,11 @@ def adjoint(expression: Expression, cotangent: Tensor, tensors: Tensors) -> dict
         return {expression.address: cotangent}
     assert isinstance(expression, Apply)
     operands = [operand.value(tensors) for operand in expression.operands]
-    total: dict[Address, Tensor] = {}
     parts = expression.transform.adjoint(cotangent, *operands)
-    for operand, part in zip(expression.operands, parts, strict=True):
-        for address, tensor in adjoint(operand, part, tensors).items():
-            total[address] = total[address] + tensor if address in total else tensor
-    return total
+    return _added(
+        adjoint(inner, part.to(operand.dtype), tensors)
+        for inner, operand, part in zip(expression.operands, operands, parts, strict=True)
+    )
 
 
 def counts(expression: Expression, tensors: Tensors, fixed: Collection[Address] = ()) -> dict[Address, Tensor]:
@@ -81,20 +81,28 @@ def project(
 
     Source: normal equations; for key and value heads this is the mean pooling of Ainslie et al. 2023 (GQA).
     """
-    total: dict[Address, Tensor] = {}
-    weight: dict[Address, Tensor] = {}
-    for expression, value in uses:
+    for expression, _ in uses:
         _need_sparse(expression, fixed)
-        for sums, parts in ((total, adjoint(expression, value, tensors)), (weight, counts(expression, tensors, fixed))):
-            for address, part in parts.items():
-                if address not in fixed:
-                    sums[address] = sums[address] + part if address in sums else part
-    return {address: _divide(total[address], weight[address], tensors[address]) for address in total}
+    wide = {address: _widened(tensor) for address, tensor in tensors.items()}
+    weight = _added(counts(expression, wide, fixed) for expression, _ in uses)
+    total = _added(adjoint(expression, _widened(value), wide) for expression, value in uses)
+    found = {address: settle(total[address], weight[address], wide[address]) for address in weight}
+    now = {**wide, **found}
+    rest = _added(adjoint(expression, _widened(value) - expression.value(now), wide) for expression, value in uses)
+    return {a: correct(found[a], rest[a], weight[a]).to(tensors[a].dtype) for a in weight}
 
 
-def _divide(total: Tensor, weight: Tensor, present: Tensor) -> Tensor:
-    unread = weight == 0
-    return torch.where(unread, present, total / torch.where(unread, torch.ones_like(weight), weight))
+def _widened(tensor: Tensor) -> Tensor:
+    """Return low-precision floats as float32: a mean of many of them would be rounded away."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def _added(parts: Iterable[Mapping[Address, Tensor]]) -> dict[Address, Tensor]:
+    total: dict[Address, Tensor] = {}
+    for each in parts:
+        for address, part in each.items():
+            total[address] = total[address] + part if address in total else part
+    return total
 
 
 def _need_sparse(expression: Expression, fixed: Collection[Address]) -> None:

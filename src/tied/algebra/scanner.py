@@ -24,15 +24,19 @@ class Scanner:
             self.fail("The text is too long.", found=f"{len(text)} characters", expected=f"at most {MOST_CHARACTERS}")
 
     def fail(self, problem: str, *, found: str, expected: str, at: int | None = None) -> NoReturn:
-        """Raise with the position and its surroundings."""
-        at = self.at if at is None else at
-        near = self.source[max(0, at - 20) : at + 20]
+        """Raise with the position, which is that of the cursor unless `at` moves it."""
+        self.at = self.at if at is None else at
         raise ParseError(
             problem,
-            found=f"{found}, at position {at + 1} of '{near if len(self.source) > 60 else self.source}'",
+            found=f"{found}, {self.place()}",
             expected=expected,
             fix="write it as in torch: 'encoder.weight.T', '2 * a.w', 'cat([a.w, b.w], 0)', 'embed.weight[:100]'",
         )
+
+    def place(self) -> str:
+        """Name the position of the cursor and its surroundings."""
+        near = self.source[max(0, self.at - 20) : self.at + 20]
+        return f"at position {self.at + 1} of '{near if len(self.source) > 60 else self.source}'"
 
     def skip(self) -> str:
         """Skip white space; return the next character, or an empty text at the end."""

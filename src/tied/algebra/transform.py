@@ -22,6 +22,8 @@ SUM, PRODUCT, UNARY, POSTFIX = 1, 2, 3, 4  # how tightly a printed form binds
 
 _VIEWS = "T mT t transpose permute reshape view flatten unflatten squeeze unsqueeze expand repeat repeat_interleave"
 _OTHERS = "flip roll narrow exp softplus square sigmoid reciprocal detach to"
+MOST_DEPTH = 64  # brackets inside each other that a text may have; deeper ones exhaust Python's stack
+
 METHODS = frozenset([*_VIEWS.split(), *_OTHERS.split()])
 
 
@@ -94,7 +96,9 @@ class Transform(ABC):
             )
         (total,) = self.adjoint(value, present)
         (weight,) = self.adjoint(self.forward(torch.ones_like(present)), present)
-        return torch.where(weight == 0, present, total / torch.where(weight == 0, 1, weight))
+        found = settle(total, weight, present)
+        (rest,) = self.adjoint(value - self.forward(found), present)
+        return correct(found, rest, weight)
 
     @abstractmethod
     def text(self, operands: Sequence[Expression]) -> str:
@@ -106,3 +110,15 @@ class Transform(ABC):
         Law: applying them one after the other gives bit for bit what `inner` and then `self` give.
         """
         return None
+
+
+def settle(total: Tensor, weight: Tensor, present: Tensor) -> Tensor:
+    """Return the weighted mean; where the weight is 0, what is there."""
+    unread = weight == 0
+    return torch.where(unread, present, total / torch.where(unread, 1, weight))
+
+
+def correct(mean: Tensor, rest: Tensor, weight: Tensor) -> Tensor:
+    """Add what a mean still misses, so that the mean of equal values is that value, bit for bit."""
+    finite = torch.nan_to_num(rest, nan=0.0, posinf=0.0, neginf=0.0)
+    return mean + settle(finite, weight, torch.zeros_like(mean))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tied.algebra.transform import POSTFIX, Transform
-from tied.errors import ParseError
+from tied.errors import ParseError, short
 
 if TYPE_CHECKING:
     from tied.algebra.expression import Expression
@@ -177,7 +177,7 @@ def view(name: str, *args: Any, **kwargs: Any) -> View:
         shown = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
         raise ParseError(
             f".{name} was called with arguments that it does not take.",
-            found=f".{name}({shown})",
+            found=short(f".{name}({shown})"),
             expected=f"the arguments of torch.Tensor.{name}, whole numbers only",
             fix=f"see the documentation of torch.Tensor.{name}",
         ) from error
@@ -196,7 +196,7 @@ def _whole(value: Any) -> int | tuple[int, ...]:
 
 
 def _integer(value: Any) -> int:
-    number = int(value) if isinstance(value, numbers.Integral) and type(value) is not bool else LARGEST
+    number = int(value) if not isinstance(value, bool) and isinstance(value, numbers.Integral) else LARGEST
     if abs(number) >= LARGEST:
         raise TypeError
     return number
@@ -341,7 +341,7 @@ def _item(item: Any) -> Item:
 def _bad_item(item: Any, expected: str) -> ParseError:
     return ParseError(
         "This cannot stand between [ and ].",
-        found=str(item),
+        found=short(str(item)),
         expected=expected,
         fix="select with slices, or with the address of an integer buffer: theta[index]",
     )

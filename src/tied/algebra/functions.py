@@ -1,0 +1,109 @@
+"""Torch's functions and methods, answered by expressions: `torch.cat([a, b])`, `torch.exp(a)`, `a.flip(0)`.
+
+Owns: which name of torch is which transform. Must not hold a transform itself. Read next: `expression.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tied.algebra.arithmetic import kron
+from tied.algebra.assembly import cat, stack
+from tied.algebra.pointwise import ROWS as BENDS, Pointwise
+from tied.algebra.views import ROWS as VIEWS, SAME, view
+from tied.errors import KindError, TieError
+
+if TYPE_CHECKING:
+    from tied.algebra.expression import Expression
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "cat": cat,
+    "concat": cat,
+    "concatenate": cat,
+    "stack": stack,
+    "kron": kron,
+}
+OTHER_NAMES = {
+    "add": "__add__",
+    "sub": "__sub__",
+    "mul": "__mul__",
+    "div": "__truediv__",
+    "true_divide": "__truediv__",
+    "matmul": "__matmul__",
+    "mm": "__matmul__",
+    "neg": "__neg__",
+    "negative": "__neg__",
+    "special_expit": "sigmoid",
+}
+
+
+def methods() -> Iterator[tuple[str, Callable[..., Expression]]]:
+    """Yield torch's method names, each with the function that applies the transform of that name."""
+    for name in [*VIEWS, *SAME]:
+        if name not in ("T", "mT"):  # these are properties
+            method = _view_method(name)
+            method.__name__, method.__doc__ = name, f"Return `.{name}(...)` of this expression, as torch does."
+            yield name, method
+    for name in BENDS:
+        method = _pointwise_method(name)
+        method.__name__, method.__doc__ = name, f"Return `.{name}()` of this expression, entry by entry."
+        yield name, method
+
+
+def _view_method(name: str) -> Callable[..., Expression]:
+    def method(self: Expression, *args: Any, **kwargs: Any) -> Expression:
+        return self.apply(view(name, *args, **kwargs))
+
+    return method
+
+
+def _pointwise_method(name: str) -> Callable[..., Expression]:
+    def method(self: Expression) -> Expression:
+        return self.apply(Pointwise(name))
+
+    return method
+
+
+def answer(owner: type, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a torch function gives for expressions; `owner` is their class.
+
+    Raises:
+        KindError: the function is no transform of the language, or a tensor is among its arguments.
+    """
+    name: str = function.__name__
+    method = OTHER_NAMES.get(name, name)
+    builder = FUNCTIONS.get(name) or getattr(owner, method, None)
+    if builder is None:
+        raise KindError(
+            f"torch.{name} is not a transform of the language.",
+            found=f"torch.{name}(...)",
+            expected="one of the transforms in the documentation, such as .T or torch.cat",
+            fix="compute it from parameters of its own: a parametrization, or a module",
+        )
+    for arg in args:
+        _refuse_tensors(arg if isinstance(arg, list | tuple) else [arg])
+    try:
+        return builder(*args, **kwargs)
+    except (TypeError, AttributeError) as error:
+        if isinstance(error, TieError):
+            raise
+        raise KindError(
+            f"torch.{name} cannot be applied to these arguments.",
+            found=f"torch.{name}({', '.join([*(type(arg).__name__ for arg in args), *kwargs])})",
+            expected="an expression first, then what the method of that name takes",
+            fix="call the method, such as e.flip(0), or an operator, such as 2 * e",
+        ) from error
+
+
+def _refuse_tensors(args: Sequence[Any]) -> None:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            raise KindError(
+                "A tensor cannot stand in an expression, which is pure data.",
+                found=type(arg).__name__,
+                expected="expressions, numbers, and lists of numbers",
+                fix="register constants as buffers of the model and use their address",
+            )
