@@ -21,7 +21,7 @@ from tied.binding.late import install, uninstall
 from tied.binding.ledger import Tie, entries, resolve
 from tied.binding.link import Link
 from tied.binding.loading import attend, check_winner
-from tied.binding.pairing import pair
+from tied.binding.pairing import at_first_places, pair
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.errors import (
     ConflictError,
@@ -111,6 +111,7 @@ def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: boo
     """Check the wanted ties together, and put them in force together."""
     check_winner(keep or "")
     tree = ModuleTree(model)
+    wanted = at_first_places(tree, wanted)
     present = {entry.target: entry.source for entry, _, _ in entries(model)}
     for position, each in enumerate(wanted):
         _check_target(tree, each, {other.target for other in wanted[:position]}, buffers)

@@ -22,6 +22,7 @@ from tied.algebra.expression import Apply
 from tied.binding.anchor import Anchor, anchor, plant
 from tied.binding.computed import read_attribute
 from tied.binding.derived import derive
+from tied.binding.slots import links
 from tied.errors import SourceGoneError
 
 Read = Callable[[], Tensor]
@@ -82,7 +83,27 @@ def _child(module: nn.Module, segment: str, address: Address) -> nn.Module:
 
 def _tensor(module: nn.Module | None, name: str) -> Tensor:
     tensor = None if module is None else module._parameters.get(name)
+    if tensor is None and module is not None and name in links(module):
+        _refuse_circle(module, name)
     return tensor if tensor is not None else _attribute(module, name)
+
+
+def _refuse_circle(module: nn.Module, name: str) -> None:
+    """Refuse to read what would read itself: a tied module was put in the place of its own source's."""
+    seen: list[tuple[nn.Module | None, str]] = []
+    waiting: list[tuple[nn.Module | None, str]] = [(module, name)]
+    while waiting:
+        owner, attribute = waiting.pop()
+        link: Link | None = links(owner).get(attribute) if owner is not None else None
+        if link is None:
+            continue
+        for address, source in link.sources.items():
+            place = (source.find(link.home), address[-1])
+            if place == (module, name):
+                raise _gone(address, f"in its place stands {type(module).__name__}, which is tied to it")
+            if place not in seen:
+                seen.append(place)
+                waiting.append(place)
 
 
 def _attribute(module: nn.Module | None, name: str) -> Tensor:

@@ -10,7 +10,7 @@ A match that is the source itself is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,7 @@ from tied.algebra import Address, Expression, Ref, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.binding.ledger import Tie
 from tied.binding.slots import ModuleTree, Slot
-from tied.errors import AddressError, KindError, ParseError, ShapeError
+from tied.errors import AddressError, CycleError, KindError, ParseError, ShapeError
 
 WILD_SOURCE = re.compile(r"(?:(?<=\.)|^)\*(?=[.\[]|$)|(?<=\[)\*(?=\])")
 
@@ -172,4 +172,36 @@ def _different(target: Slot, source: Slot, wanted: set[Address], offered: set[Ad
         found=found,
         expected="the same names in both modules",
         fix="tie the parts that they have in common, one by one or by a pattern",
+    )
+
+
+def at_first_places(tree: ModuleTree, ties: Sequence[Tie]) -> list[Tie]:
+    """Name every tensor by the first place of its module, since one module may stand at several.
+
+    Raises:
+        CycleError: target and source are one tensor by two names; a tie would leave none.
+    """
+    places = {id(module): path for path, module in tree.model.named_modules()}
+
+    def first(address: Address) -> Address:
+        slot = tree.tensor_slot(address)
+        path = places[id(slot.owner)]
+        return (*path.split("."), slot.name) if path else (slot.name,)
+
+    found: list[Tie] = []
+    for tie in ties:
+        target, sources = first(tie.target), {address: Ref(first(address)) for address in tie.source.sources()}
+        same = [address for address in sources if sources[address] == Ref(target) and address != tie.target]
+        if same:
+            raise _one_tensor(tie.target, same[0], tree)
+        found.append(Tie(target, tie.source.substitute(sources)))
+    return found
+
+
+def _one_tensor(target: Address, source: Address, tree: ModuleTree) -> CycleError:
+    return CycleError(
+        f"'{show_address(target)}' and '{show_address(source)}' are one tensor already.",
+        found=f"one {type(tree.slot(target).owner).__name__} that stands at both places",
+        expected="a source other than the target",
+        fix="leave this tie out",
     )

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from tied.algebra import Address, parse, show_address
+from tied.algebra import Address, Ref, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
 from tied.binding.anchor import declared
@@ -20,7 +20,7 @@ from tied.binding.late import install, is_late
 from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
 from tied.binding.loading import check_winner
-from tied.binding.slots import ModuleTree, links
+from tied.binding.slots import ModuleTree, Slot, links
 from tied.errors import AddressError, ConflictError, during
 
 
@@ -92,8 +92,16 @@ def _replaced(model: nn.Module) -> Iterator[Lost]:
                 slot = tree.slot(tie.target)
             except AddressError:
                 continue  # the target does not exist any more, and needs no source
-            if slot.name not in links(slot.owner):
+            if slot.name not in links(slot.owner) and not _is_its_source(tree, slot, tie):
                 yield Lost(home, place, tie)
+
+
+def _is_its_source(tree: ModuleTree, slot: Slot, tie: Tie) -> bool:
+    """Tell whether the source's module was put in the place of the target's, so that the two are one tensor."""
+    if not isinstance(tie.source, Ref):
+        return False
+    source = tree.slot(tie.source.address)
+    return source.owner is slot.owner and source.name == slot.name
 
 
 def _put_back(lost: Lost, keep: Literal["source", "target"] | None, *, act: bool) -> Mended:
