@@ -38,6 +38,8 @@ OWNERS = {
     "transformers": {"study"},
 }
 
+UNPICKLES_ITS_OWN = {"study/matrix/copies.py"}  # bytes that it wrote a moment before: a row of the matrix
+
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS, MEDIAN_LINES = 400, 60, 6, 10
 
@@ -182,11 +184,7 @@ def public_things_have_docstrings(file: File) -> Iterator[str]:
 def public(parent: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
     """Functions and classes that a user can reach by a public name, methods of public classes included."""
     for node in parent.body:
-        if (
-            isinstance(node, Function | ast.ClassDef)
-            and not node.name.startswith("_")
-            and not says_nothing_new(node)
-        ):
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_") and not says_nothing_new(node):
             yield node
             if isinstance(node, ast.ClassDef):
                 yield from public(node)
@@ -202,9 +200,11 @@ def runs_no_foreign_code(file: File) -> Iterator[str]:
     for node in ast.walk(file.tree):
         if is_call(node, "eval", "exec", "__import__"):
             yield f"{node.lineno}: {dotted(node.func)} executes text"
+        if file.path in UNPICKLES_ITS_OWN:
+            continue
         if is_call(node, "torch.load") and not loads_weights_only(node):
             yield f"{node.lineno}: torch.load without weights_only=True executes what the file says"
-    for line, name in file.imports():
+    for line, name in file.imports() if file.path not in UNPICKLES_ITS_OWN else ():
         if name.split(".")[0] in {"pickle", "cloudpickle", "dill", "marshal", "joblib"}:
             yield f"{line}: {name} executes what the file says"
 
@@ -241,9 +241,7 @@ def body_lines(function: Function) -> int:
 # The library
 
 
-FILES = [
-    File(path.relative_to(SRC).as_posix(), path.read_text(encoding="utf-8")) for path in SRC.rglob("*.py")
-]
+FILES = [File(path.relative_to(SRC).as_posix(), path.read_text(encoding="utf-8")) for path in SRC.rglob("*.py")]
 
 
 def name_of(rule: object) -> str:
@@ -319,6 +317,8 @@ WRONG = [
     (runs_no_foreign_code, "files/a.py", "from pickle import load"),
     (runs_no_foreign_code, "files/a.py", "torch.load(path)"),
     (runs_no_foreign_code, "files/a.py", "torch.load(path, weights_only=False)"),
+    (runs_no_foreign_code, "study/matrix/a.py", "import pickle"),
+    (runs_no_foreign_code, "study/matrix/copies.py", "exec('x = 1')"),
 ]
 
 RIGHT = [
@@ -347,6 +347,7 @@ RIGHT = [
         "'''A file.'''\ndef _f(): ...\nclass _A:\n    def f(self): ...",
     ),
     (runs_no_foreign_code, "files/a.py", "model.eval()\ntorch.load(path, weights_only=True)"),
+    (runs_no_foreign_code, "study/matrix/copies.py", "import pickle"),
 ]
 
 

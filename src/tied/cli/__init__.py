@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from tied.cli.demo import demo
+from tied.cli.matrix import matrix
 
 app = typer.Typer(
     help="Parameter sharing (weight tying) for PyTorch: declare it, keep it, check it, save it.",
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
+app.command()(matrix)
 
 
 def _version(wanted: bool) -> None:

@@ -27,6 +27,12 @@ td.good { color: #1b6e3c; } td.bad { color: #a8321e; font-weight: 600; }
 p.note { color: #666; font-size: .88rem; margin: .2rem 0; }
 img { max-width: 100%; height: auto; }
 pre { background: #f6f6f4; padding: .8rem 1rem; overflow-x: auto; font-size: .88rem; }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; }
+  body { color: #ddd; background: #1b1b1a; }
+  th, td { border-color: #444; } td.good { color: #7fce9b; } td.bad { color: #f09a86; }
+  p.note { color: #999; } pre { background: #262625; } img { background: #fff; }
+}
 """
 
 

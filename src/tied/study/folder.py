@@ -46,7 +46,7 @@ def write_data(record: Record, folder: Path) -> list[Path]:
     for name in CAPTIONS:
         (folder / name).unlink(missing_ok=True)
     text = json.dumps(record.to_json(), indent=2) + "\n"
-    return [_write(folder / RESULTS, text.encode()), _write(folder / REPORT, report(record, {}).encode())]
+    return [write_whole(folder / RESULTS, text.encode()), write_whole(folder / REPORT, report(record, {}).encode())]
 
 
 def write_pictures(record: Record, folder: Path) -> list[Path]:
@@ -56,12 +56,12 @@ def write_pictures(record: Record, folder: Path) -> list[Path]:
         MissingPackageError: matplotlib is not installed; nothing was written.
     """
     drawn = gallery(record)
-    paths = [_write(folder / name, picture) for name, picture in drawn.items()]
-    _write(folder / REPORT, report(record, drawn).encode())
+    paths = [write_whole(folder / name, picture) for name, picture in drawn.items()]
+    write_whole(folder / REPORT, report(record, drawn).encode())
     return paths
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_whole(path: Path, content: bytes) -> Path:
     """Put a whole file in place at once; an interruption leaves the old file or none."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
