@@ -18,6 +18,7 @@ SRC = Path(__file__).parents[1] / "src" / "tied"
 LAYERS = [
     {"errors"},
     {"algebra"},
+    {"ledger"},
     {"binding", "checking"},
     {"files", "nn", "distributed"},
     {"show"},

@@ -6,20 +6,14 @@ Owns: looking things up in a module tree. Must not change anything. Read next: `
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from tied.algebra import Address, show_address
 from tied.errors import AddressError, KindError, nearest
-
-LINKS = "_tied"  # the name under which a module keeps the links of its tied attributes
-
-
-def links(module: nn.Module) -> dict[str, Any]:
-    """Return the links of a module's tied attributes, by attribute; empty where there are none."""
-    return module.__dict__.get(LINKS) or {}
+from tied.ledger import LINKS as LINKS, links as links
 
 
 class Slot(NamedTuple):
