@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         CycleError as CycleError,
         DeviceError as DeviceError,
         DtypeError as DtypeError,
+        FileError as FileError,
         InverseError as InverseError,
         KindError as KindError,
         ParseError as ParseError,
@@ -60,8 +61,8 @@ __version__ = "0.1.0"
 _NAMES = {
     "tied.binding": "tying tie tie_layers ties untie retie adopt alias guard load_state_dict Tie",
     "tied.algebra": "Expression cat kron parse ref stack",
-    "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError InverseError KindError "
-    "ParseError ShapeError SourceGoneError TransformError TwiceTiedError WriteError",
+    "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError FileError InverseError "
+    "KindError ParseError ShapeError SourceGoneError TransformError TwiceTiedError WriteError",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 _HOMES["nn"] = "tied.nn"

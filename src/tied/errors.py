@@ -118,6 +118,12 @@ class SourceGoneError(TieError, RuntimeError):
     """A target reads a source that is not there any more."""
 
 
+class FileError(TieError, ValueError):
+    """A file is broken, hostile, or not what was asked for; the message names it."""
+
+    changed = "Nothing was written."
+
+
 @contextmanager
 def during(call: str) -> Generator[None]:
     """Name the user's call in every `TieError` that leaves this block without one."""

@@ -12,6 +12,7 @@ BUILTINS = {
     "ParseError": ValueError,
     "ShapeError": ValueError,
     "DtypeError": TypeError,
+    "FileError": ValueError,
     "DeviceError": ValueError,
     "CycleError": ValueError,
     "TwiceTiedError": ValueError,
