@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tied import Expression, KindError, ParseError, ref
+from tied import Expression, KindError, ParseError, TransformError, ref
 from tied.algebra import parse
 from tied.algebra.functions import methods
 from tied.algebra.transform import METHODS
@@ -134,3 +134,24 @@ def test_every_method_of_the_language_is_one_of_expressions() -> None:
     named = dict(methods())
     assert set(named) | {"T", "mT", "detach", "to"} == METHODS
     assert all(method.__name__ == name and method.__doc__ for name, method in named.items())
+
+
+def test_a_method_that_is_no_transform_is_refused() -> None:
+    with pytest.raises(TransformError) as caught:
+        E.transpos(0, 1)
+    assert str(caught.value) == (
+        "'transpos' is not a transform of the language.\n"
+        "  found:    e.w.transpos\n"
+        "  expected: one of the transforms in the documentation, such as .T, .reshape(...) or .exp()\n"
+        "  fix:      did you mean 'transpose'?\n"
+        "The model was not changed."
+    )
+    with pytest.raises(TransformError, match=r"fix:      read values from the model itself"):
+        E.tanh()
+
+
+def test_private_names_are_absent_as_on_any_object() -> None:
+    with pytest.raises(AttributeError, match=r"^'Ref' object has no attribute '_private'$"):
+        _ = E._private
+    assert not hasattr(E, "__len__")
+    assert not hasattr(E, "shape")

@@ -26,7 +26,7 @@ from torch import Tensor
 from tied.algebra.address import Address, show_address
 from tied.algebra.arithmetic import Add, Matmul, Multiply, Scale, ScaleBy, constants, number
 from tied.algebra.assembly import Gather
-from tied.algebra.functions import answer, methods
+from tied.algebra.functions import answer, methods, unknown
 from tied.algebra.pointwise import Cast, Detach, Place
 from tied.algebra.transform import MOST_DEPTH, Transform
 from tied.algebra.views import index, view
@@ -208,6 +208,12 @@ class Expression:
     def detach(self) -> Expression:
         """Return the value without a gradient."""
         return self.apply(Detach())
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse what is no transform."""
+        if name.startswith("_"):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        raise unknown(self, name)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Expression:

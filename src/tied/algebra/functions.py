@@ -13,8 +13,9 @@ from torch import Tensor
 from tied.algebra.arithmetic import kron
 from tied.algebra.assembly import cat, stack
 from tied.algebra.pointwise import ROWS as BENDS, Pointwise
+from tied.algebra.transform import METHODS
 from tied.algebra.views import ROWS as VIEWS, SAME, view
-from tied.errors import KindError, TieError
+from tied.errors import KindError, TieError, TransformError, nearest, short
 
 if TYPE_CHECKING:
     from tied.algebra.expression import Expression
@@ -65,6 +66,17 @@ def _pointwise_method(name: str) -> Callable[..., Expression]:
         return self.apply(Pointwise(name))
 
     return method
+
+
+def unknown(expression: Expression, name: str) -> TransformError:
+    """Return the error for `expression.name`, which is no transform; it names the nearest one."""
+    near = nearest(name, METHODS)
+    return TransformError(
+        f"'{short(name)}' is not a transform of the language.",
+        found=f"{short(str(expression))}.{short(name)}",
+        expected="one of the transforms in the documentation, such as .T, .reshape(...) or .exp()",
+        fix=f"did you mean {near}?" if near else "read values from the model itself; an expression has none yet",
+    )
 
 
 def answer(owner: type, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

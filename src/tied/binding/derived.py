@@ -1,32 +1,45 @@
-"""Derived tensors: values of ties that are computed, in which an in-place write must not vanish.
+"""What a target reads as: a tensor that sends to the source what would otherwise be lost.
 
-Owns: `Derived`, what a target reads as when its value is no view of the source's memory. A write into it goes
-through the right inverse into the source, or is refused. Must not change modules. Read next: `link.py`.
+Owns: `Target`, for values that are views of the source's memory, and `Derived`, for values that are computed, in
+which an in-place write must not vanish. Must not change modules. Read next: `link.py`.
 
     nn.init.zeros_(model.head.weight)      # head.weight = 2 * embed.weight: writes embed.weight
+    model.head.weight.requires_grad_(False)    # freezes embed.weight
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from tied.errors import WriteError
+from tied.errors import KindError, ShapeError, WriteError
 
-Write = Callable[[Tensor], None]
+Read = Callable[[], Tensor]
 
 
-class Derived(Tensor):
-    """A computed weight: a plain tensor, except that in-place writes reach the source or raise.
+class Origin(Protocol):
+    """Where a target's value comes from, as far as its value needs to know."""
 
-    Results of operations on it are plain tensors. A write through a view of it (`w[0].zero_()`) or by
-    `out=` is not seen.
+    read: Read
+
+    def write(self, value: Tensor) -> None:
+        """Give the sources values that make `value` of the target."""
+
+    def require_grad(self, requires_grad: bool) -> None:
+        """Freeze or thaw the sources."""
+
+
+class Target(Tensor):
+    """The value of a tied attribute: a plain tensor, except that it freezes and writes where its source lives.
+
+    Results of operations on it are plain tensors.
     """
 
-    _write: Write
+    _origin: Origin
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
@@ -36,16 +49,44 @@ class Derived(Tensor):
 
     @property
     def data(self) -> Tensor:
-        """The value without a graph; writing to it writes to the source."""
-        return derive(self.plain.detach(), self._write)
+        """The value without a graph; setting it writes to the source."""
+        return self.plain.detach()
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        self._write(value)
+        _write_whole(self, value)
 
-    def detach(self) -> Tensor:
-        """Return the value without a graph; writing to it writes to the source."""
-        return derive(self.plain.detach(), self._write)
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the value needs a gradient; setting it freezes or thaws the source."""
+        return self.plain.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self._origin.require_grad(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Freeze or thaw the source, and return the value read anew."""
+        self._origin.require_grad(requires_grad)
+        return self._origin.read()
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> NoReturn:
+        """Refuse: the next read is another tensor, and the hook would never be called.
+
+        Raises:
+            KindError: always.
+        """
+        raise KindError(
+            "A hook on a tied weight would never be called: every read of it is a new tensor.",
+            found="register_hook() on the value of a tie",
+            expected="a tensor that stays, such as the source",
+            fix="register the hook on the source, which gets the sum over all uses, or give "
+            "module.register_full_backward_hook() to the module that computes with the weight",
+        )
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        """Print as a plain tensor."""
+        return self.plain.__repr__(tensor_contents=tensor_contents)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as a plain tensor."""
@@ -56,12 +97,70 @@ class Derived(Tensor):
         return self.plain.__deepcopy__(memo)
 
 
-def derive(value: Tensor, write: Write) -> Tensor:
-    """Return `value` as a derived tensor, except where Python cannot see writes anyway (tracing)."""
-    if type(value) is not Tensor or torch.compiler.is_compiling() or torch._C._is_tracing():
+class Derived(Target):
+    """A computed weight: in-place writes reach the source through the right inverse, or raise.
+
+    A write through a view of it (`w[0].zero_()`) or by `out=` is not seen.
+    """
+
+    @property
+    def data(self) -> Tensor:
+        """The value without a graph; writing to it writes to the source."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        _write_whole(self, value)
+
+    def detach(self) -> Tensor:
+        """Return the value without a graph; writing to it writes to the source."""
+        detached = self.plain.detach()
+        return detached if _is_traced(detached) else _derive(detached, self._origin)
+
+
+def computing(compute: Read, origin: Origin) -> Read:
+    """Return a function that reads a computed value, which knows where it comes from."""
+
+    def read() -> Tensor:
+        value = compute()
+        return value if _is_traced(value) else _derive(value, origin)
+
+    return read
+
+
+def viewing(source: Read, view: Callable[[Tensor], Tensor], origin: Origin) -> Read:
+    """Return a function that reads a view of a source, and whose value knows where it comes from."""
+
+    def read() -> Tensor:
+        tensor = source()
+        value = view(tensor)
+        if type(value) is Tensor and value is not tensor and not is_dynamo_compiling():
+            value.__class__ = Target  # nobody else holds it, and this costs no operation
+            value._origin = origin  # type: ignore[attr-defined]
         return value
+
+    return read
+
+
+def _write_whole(target: Target, value: Tensor) -> None:
+    if value.shape != target.shape:
+        raise ShapeError(
+            "The data of a tied weight keeps its shape: the source has it too.",
+            found=f"data of shape {tuple(value.shape)}",
+            expected=f"shape {tuple(target.shape)}",
+            fix="tied.untie(model, target) gives the attribute a Parameter of its own, of any shape",
+        )
+    target._origin.write(value)
+
+
+def _is_traced(value: Tensor) -> bool:
+    """Tell whether Python cannot see writes anyway, or the tensor has a class of its own."""
+    return type(value) is not Tensor or is_dynamo_compiling() or torch._C._is_tracing()
+
+
+def _derive(value: Tensor, origin: Origin) -> Tensor:
     derived = value.as_subclass(Derived)
-    derived._write = write
+    derived._origin = origin
     return derived
 
 
@@ -77,7 +176,7 @@ def _writing(name: str) -> Callable[..., Any]:
                 fix="with torch.no_grad(): ... or write to the source",
             )
         result = method(self.plain, *args, **kwargs)
-        self._write(self.plain.detach())
+        self._origin.write(self.plain.detach())
         return self if isinstance(result, Tensor) else result
 
     write.__name__, write.__doc__ = name, f"Do `{name}`, and write the result to the source."

@@ -63,9 +63,7 @@ class Late:
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Freeze or thaw the module, and the sources of its tied attributes: they are its weights too."""
         for link in links(self).values():  # type: ignore[arg-type]
-            for tensor in link.tensors().values():
-                if tensor.is_leaf and tensor.is_floating_point():
-                    tensor.requires_grad_(requires_grad)
+            link.require_grad(requires_grad)
         return super().requires_grad_(requires_grad)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
@@ -141,7 +139,7 @@ def _place(module: nn.Module, link: Link) -> Address:
 def _is_source_itself(value: Tensor, link: Link) -> bool:
     """Tell whether `value` is what the attribute reads anyway, as after `module.weight += 1`."""
     if isinstance(value, Derived):
-        return value._write == link.write
+        return value._origin is link
     present = link.read()
     if value is present or isinstance(value, Parameter) or value.device.type == "meta":
         return value is present

@@ -8,9 +8,10 @@ moved, loaded with `assign=True`, or becomes computed. Must not change modules. 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +22,10 @@ from tied.algebra import Address, Expression, invert, parse, show_address
 from tied.algebra.expression import Apply
 from tied.binding.anchor import Anchor, anchor, plant
 from tied.binding.computed import read_attribute
-from tied.binding.derived import derive
+from tied.binding.derived import Read, computing, viewing
 from tied.binding.slots import links
-from tied.errors import SourceGoneError
+from tied.errors import KindError, SourceGoneError
 
-Read = Callable[[], Tensor]
 Whole = Callable[[Tensor], Tensor]
 
 
@@ -126,6 +126,20 @@ def _gone(address: Address, found: str) -> SourceGoneError:
     )
 
 
+def _composed(views: Sequence[Whole]) -> Whole:
+    return views[0] if len(views) == 1 else lambda tensor: functools.reduce(lambda t, view: view(t), views, tensor)
+
+
+def _not_frozen(address: Address, requires_grad: bool) -> KindError:
+    what, place = "thawed" if requires_grad else "frozen", show_address(address[:-1])
+    return KindError(
+        f"The source '{show_address(address)}' is computed, so that it cannot be {what}.",
+        found="a value that its module makes of other Parameters (a norm, pruning, a parametrization)",
+        expected="a Parameter",
+        fix=f"call requires_grad_({requires_grad}) on the module that holds them: '{place}'",
+    )
+
+
 class Link:
     """What one tied attribute reads, and how.
 
@@ -166,11 +180,18 @@ class Link:
 
     def connect(self) -> Link:
         """Compile the expression with readers of the sources."""
-        compute = self.expression.compile(lambda address: self.sources[address].reader(self.home, self._whole))
-        is_view = all(node.transform.aliases for node in self.expression.nodes() if isinstance(node, Apply))
-        self.read = compute if is_view else lambda: derive(compute(), self.write)
+        transforms = [node.transform for node in self.expression.nodes() if isinstance(node, Apply)]
+        if all(transform.aliases for transform in transforms):
+            (source,) = self.expression.sources()
+            views = [transform.function() for transform in reversed(transforms)]
+            self.read = viewing(self._reader(source), _composed(views), self) if views else self._reader(source)
+        else:
+            self.read = computing(self.expression.compile(self._reader), self)
         self.kept = {}
         return self
+
+    def _reader(self, address: Address) -> Read:
+        return self.sources[address].reader(self.home, self._whole)
 
     @property
     def can_connect(self) -> bool:
@@ -206,6 +227,22 @@ class Link:
         with torch.no_grad():
             for address, tensor in invert(self.expression, value, tensors, self.fixed()).items():
                 tensors[address].copy_(tensor)
+
+    def require_grad(self, requires_grad: bool) -> None:
+        """Freeze or thaw the sources that are Parameters; buffers stay as they are.
+
+        Raises:
+            KindError: a source is computed, so that there is nothing here to freeze; nothing was changed.
+        """
+        owners = {address: source.find(self.home) for address, source in self.sources.items()}
+        places = {address: owner for address, owner in owners.items() if owner and address[-1] not in owner._buffers}
+        parameters = [owner._parameters.get(address[-1]) for address, owner in places.items()]
+        for address, parameter in zip(places, parameters, strict=True):
+            if parameter is None and self.tensors()[address].requires_grad != requires_grad:
+                raise _not_frozen(address, requires_grad)
+        for parameter in parameters:
+            if parameter is not None:
+                parameter.requires_grad_(requires_grad)
 
     def remember(self) -> None:
         """Have the home remember the declaration, for `retie`."""

@@ -1,0 +1,181 @@
+"""What a target reads as: hooks, freezing and `.data` reach the source, or are refused."""
+
+import copy
+import io
+import pickle
+import re
+
+import pytest
+import torch
+from corpus import MAIN, Case, tied_model
+from torch import Tensor, nn
+
+import tied
+
+VIEWS = [case for case in MAIN if case.source != "embed.weight"]
+
+
+def read(model: nn.Module, case: Case) -> Tensor:
+    owner, _, name = case.target.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def sources(model: nn.Module) -> list[Tensor]:
+    return [
+        model.get_parameter(".".join(a)) for a in tied.ties(model)[0].source.sources() if not {"order", "index"} & {*a}
+    ]
+
+
+def autoencoder(source: str = "encoder.weight.T") -> nn.Module:
+    model = nn.ModuleDict({"encoder": nn.Linear(6, 4), "decoder": nn.Linear(4, 6)})
+    tied.tie(model, "decoder.weight", source)
+    return model
+
+
+@pytest.mark.parametrize("how", ["method", "attribute"])
+@pytest.mark.parametrize("case", [c for c in MAIN if "detach" not in c.source], ids=str)
+def test_freezing_the_value_freezes_the_sources(case: Case, how: str) -> None:
+    model = tied_model(case)
+    for wanted in (False, True):
+        if how == "method":
+            assert read(model, case).requires_grad_(wanted).requires_grad is wanted
+        else:
+            read(model, case).requires_grad = wanted
+        assert {p.requires_grad for p in sources(model)} == {wanted}
+        assert read(model, case).requires_grad is wanted
+
+
+@pytest.mark.parametrize("source", ["encoder.weight.T", "2 * encoder.weight.T"])
+def test_a_hook_on_the_value_is_refused(source: str) -> None:
+    model = autoencoder(source)
+    with pytest.raises(tied.KindError) as error:
+        model["decoder"].weight.register_hook(print)
+    assert str(error.value) == (
+        "A hook on a tied weight would never be called: every read of it is a new tensor.\n"
+        "  found:    register_hook() on the value of a tie\n"
+        "  expected: a tensor that stays, such as the source\n"
+        "  fix:      register the hook on the source, which gets the sum over all uses, or give "
+        "module.register_full_backward_hook() to the module that computes with the weight\n"
+        "The model was not changed."
+    )
+
+
+def test_a_hook_on_the_same_parameter_is_called() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    tied.tie(model, "head.weight", "embed.weight")
+    seen: list[Tensor] = []
+    model["head"].weight.register_hook(seen.append)
+    model["head"](model["embed"](torch.tensor([1, 2]))).sum().backward()
+    assert len(seen) == 1
+    assert torch.equal(seen[0], model["embed"].weight.grad)
+
+
+@pytest.mark.parametrize("source", ["encoder.weight.T", "2 * encoder.weight.T", "-encoder.weight.T"])
+def test_setting_data_writes_the_source(source: str) -> None:
+    model = autoencoder(source)
+    value = torch.randn(6, 4)
+    parameter = model["encoder"].weight
+    model["decoder"].weight.data = value
+    assert torch.equal(model["decoder"].weight, value)
+    assert model["encoder"].weight is parameter
+    model["decoder"].weight.data.zero_()
+    assert not parameter.any()
+    model["decoder"].weight.detach().add_(2)  # a value without a graph is the value itself, as in plain torch
+    assert torch.equal(model["decoder"].weight, torch.full((6, 4), 2.0))
+
+
+def test_setting_data_of_a_slice_leaves_the_rest() -> None:
+    model = nn.ModuleDict({"big": nn.Linear(3, 8), "small": nn.Linear(3, 2)})
+    tied.tie(model, "small.weight", "big.weight[2:4]")
+    before = model["big"].weight.detach().clone()
+    model["small"].weight.data = torch.ones(2, 3)
+    assert torch.equal(model["big"].weight[2:4], torch.ones(2, 3))
+    assert torch.equal(model["big"].weight[4:], before[4:])
+
+
+def test_data_of_another_shape_is_refused() -> None:
+    model = autoencoder()
+    before = model["encoder"].weight.detach().clone()
+    with pytest.raises(tied.ShapeError) as error:
+        model["decoder"].weight.data = torch.zeros(5, 4)
+    assert str(error.value) == (
+        "The data of a tied weight keeps its shape: the source has it too.\n"
+        "  found:    data of shape (5, 4)\n"
+        "  expected: shape (6, 4)\n"
+        "  fix:      tied.untie(model, target) gives the attribute a Parameter of its own, of any shape\n"
+        "The model was not changed."
+    )
+    assert torch.equal(model["encoder"].weight, before)
+
+
+def test_a_computed_source_cannot_be_frozen_through_its_target() -> None:
+    model = autoencoder()
+    nn.utils.parametrizations.weight_norm(model["encoder"])
+    for freeze in (
+        lambda: model["decoder"].weight.requires_grad_(False),
+        lambda: model["decoder"].requires_grad_(False),
+    ):
+        with pytest.raises(tied.KindError) as error:
+            freeze()
+        assert str(error.value) == (
+            "The source 'encoder.weight' is computed, so that it cannot be frozen.\n"
+            "  found:    a value that its module makes of other Parameters (a norm, pruning, a parametrization)\n"
+            "  expected: a Parameter\n"
+            "  fix:      call requires_grad_(False) on the module that holds them: 'encoder'\n"
+            "The model was not changed."
+        )
+    assert all(p.requires_grad for p in model.parameters())
+    model["decoder"].weight.requires_grad_(True)  # nothing to do
+    model["encoder"].requires_grad_(False)
+    assert not model["decoder"].weight.requires_grad
+    with pytest.raises(tied.KindError, match="cannot be thawed"):
+        model["decoder"].weight.requires_grad_(True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo reads it of what it is given
+@pytest.mark.parametrize("case", VIEWS, ids=str)
+def test_a_value_is_a_plain_tensor_to_everyone_else(case: Case) -> None:
+    model = tied_model(case)
+    value = read(model, case)
+    assert type(value + 1) is type(value.detach() * 1) is Tensor
+    assert repr(value).startswith("tensor(")
+    for copied in (
+        pickle.loads(pickle.dumps(value)),
+        copy.deepcopy(value.detach()),
+        torch.load(io.BytesIO(saved(value)), weights_only=True),
+    ):
+        assert type(copied) is Tensor
+        assert torch.equal(copied, value)
+    with torch.no_grad():
+        assert type(read(model, case).clone()) is Tensor
+    torch._dynamo.reset()
+    doubled = torch.compile(lambda tensor: tensor * 2, backend="eager", fullgraph=True)(value)
+    assert torch.equal(doubled, value * 2)
+
+
+def saved(value: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def test_a_buffer_that_a_transform_returns_as_it_is_stays_itself() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("line", torch.arange(3.0))
+            self.other = nn.Module()
+            self.other.weight = nn.Parameter(torch.zeros(3))
+
+    model = Holder()
+    tied.tie(model, "other.weight", "line.flatten()")
+    assert torch.equal(model.other.weight, model.line)
+    assert type(model.line) is Tensor
+
+
+def test_the_refusals_leave_the_model_usable() -> None:
+    model = autoencoder()
+    with pytest.raises(tied.KindError, match=re.escape("register_hook()")):
+        model["decoder"].weight.register_hook(print)
+    model["decoder"](model["encoder"](torch.ones(1, 6))).sum().backward()
+    assert model["encoder"].weight.grad is not None
