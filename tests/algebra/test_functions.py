@@ -141,7 +141,7 @@ def test_a_method_that_is_no_transform_is_refused() -> None:
         E.transpos(0, 1)
     assert str(caught.value) == (
         "'transpos' is not a transform of the language.\n"
-        "  found:    e.w.transpos\n"
+        "  found:    e.transpos\n"
         "  expected: one of the transforms in the documentation, such as .T, .reshape(...) or .exp()\n"
         "  fix:      did you mean 'transpose'?\n"
         "The model was not changed."
