@@ -15,6 +15,7 @@ import typer
 
 from tied.cli.demo import demo
 from tied.cli.matrix import matrix
+from tied.cli.proofs import proofs
 
 app = typer.Typer(
     help="Parameter sharing (weight tying) for PyTorch: declare it, keep it, check it, save it.",
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(matrix)
+app.command()(proofs)
 
 
 def _version(wanted: bool) -> None:
