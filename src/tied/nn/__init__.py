@@ -1,4 +1,21 @@
 """Layers with the tie built in, each a few lines over `tied.tie`."""
 
+from tied.nn.attention import (
+    GroupedAttention as GroupedAttention,
+    GroupedLinear as GroupedLinear,
+    KeyValue as KeyValue,
+)
 from tied.nn.autoencoder import TiedAutoencoder as TiedAutoencoder
+from tied.nn.conv import (
+    TiedConvTranspose1d as TiedConvTranspose1d,
+    TiedConvTranspose2d as TiedConvTranspose2d,
+    TiedConvTranspose3d as TiedConvTranspose3d,
+)
+from tied.nn.ema import EMA as EMA
+from tied.nn.encoder_decoder import tie_vocabulary as tie_vocabulary
 from tied.nn.linear import TiedLinear as TiedLinear
+from tied.nn.looped import Looped as Looped
+from tied.nn.mirror import mirror as mirror
+from tied.nn.revin import RevIN as RevIN, Statistics as Statistics
+from tied.nn.siamese import Siamese as Siamese
+from tied.nn.unrolled import Unrolled as Unrolled
