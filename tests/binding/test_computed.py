@@ -127,3 +127,56 @@ def test_removal_is_followed(kind: str) -> None:
         parametrize.remove_parametrizations(model.encoder, "weight")
     torch.testing.assert_close(model.decoder.weight.detach(), value, rtol=1e-12, atol=1e-13)
     assert isinstance(model.encoder.weight, nn.Parameter)
+
+
+# -- writing --------------------------------------------------------------------------------------------
+
+WRITES: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "in place": lambda m, value: m.decoder.weight.copy_(value),
+    "data": lambda m, value: setattr(m.decoder.weight, "data", value),
+    "a part of it": lambda m, value: m.decoder.weight.__setitem__(slice(None), value),
+}
+
+
+def tied_to_computed(kind: str, source: str) -> Stack:
+    model = Stack().double()
+    tied.tie(model, "decoder.weight", source)
+    COMPUTE[kind](model.encoder)
+    return model
+
+
+@OLD
+@torch.no_grad()
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("source", ["encoder.weight.T", "2 * encoder.weight.T"])
+@pytest.mark.parametrize("kind", COMPUTE)
+def test_a_write_to_the_target_arrives_or_is_refused(kind: str, source: str, how: str) -> None:
+    """Torch computes `encoder.weight` anew at each read, so that a write to the present value would be lost."""
+    model = tied_to_computed(kind, source)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    value = torch.randn_like(model.decoder.weight)
+    try:
+        WRITES[how](model, value)
+    except tied.InverseError:
+        assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+        assert kind not in ("weight norm",)
+    else:
+        torch.testing.assert_close(model.decoder.weight, value, rtol=1e-12, atol=1e-12)
+        assert kind in ("weight norm",)
+
+
+@torch.no_grad()
+def test_the_refusal_of_a_write_says_what_the_source_is() -> None:
+    model = tied_to_computed("prune", "encoder.weight.T")
+    with pytest.raises(tied.InverseError) as error:
+        model.decoder.weight.zero_()
+    assert str(error.value) == (
+        "'weight' of Linear, which a tied weight reads, is computed and cannot be given this value.\n"
+        "  found:    a value that its module computes (pruning, a norm, an adapter)\n"
+        "  expected: a Parameter, or a parametrization with a right inverse\n"
+        "  fix:      write to what it is computed from, or call tied.untie(model, target) first\n"
+        "The model was not changed."
+    )
+    model = tied_to_computed("own", "encoder.weight.T")
+    with pytest.raises(tied.InverseError, match="found:    a parametrization: "):
+        model.decoder.weight.zero_()

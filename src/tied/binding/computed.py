@@ -1,7 +1,7 @@
-"""Computed sources: reading an attribute that its module computes, as it would compute it now.
+"""Computed sources: reading and writing an attribute that its module computes, as it would compute it now.
 
-Owns: pruning, weight norm, spectral norm and parametrizations, as sources. Must not change their state: a
-tie that reads is no forward of the source. Read next: `link.py`.
+Owns: pruning, weight norm, spectral norm, parametrizations and adapters, as sources. Reading must not change their
+state: a tie that reads is no forward of the source. Read next: `link.py`.
 
 Torch's older pruning and norms refresh `module.weight` in the module's own forward only, so that whoever reads
 it without that forward gets the value of the last one. Spectral norm improves its estimate at every read in
@@ -11,14 +11,19 @@ parameters and the present estimate: after the source's own forward it is bit fo
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from tied.binding.adapters import adapted, is_adapter
+from tied.errors import InverseError
 
 
 def read_attribute(module: nn.Module, name: str) -> object:
@@ -34,11 +39,70 @@ def read_attribute(module: nn.Module, name: str) -> object:
             return hook.compute_weight(module)
         if isinstance(hook, SpectralNorm) and hook.name == name:
             return hook.compute_weight(module, do_power_iteration=False)
-    parametrized = module._modules.get("parametrizations")
-    if isinstance(parametrized, nn.ModuleDict) and name in parametrized:
-        with _still(parametrized[name]):
+    parametrization = _parametrization(module, name)
+    if parametrization is not None:
+        with _still(parametrization):
             return getattr(module, name)
+    if is_adapter(module):
+        base = module._modules["base_layer"]
+        value = read_attribute(base, name) if base is not None else None
+        return adapted(module, name, value) if isinstance(value, Tensor) else value
     return getattr(module, name)
+
+
+def write_attribute(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give the attribute `name` of `module` a value: a tensor it holds, or what its parametrization is made of.
+
+    Raises:
+        InverseError: it is computed, and nothing gives `value`; nothing was written.
+    """
+    for place in (module._parameters, module._buffers):
+        held = place.get(name)
+        if held is not None:
+            held.copy_(value)
+            return
+    parametrization = _parametrization(module, name)
+    if parametrization is None:
+        raise _not_writable(module, name, "a value that its module computes (pruning, a norm, an adapter)")
+    undo = _snapshot(parametrization)
+    try:
+        setattr(module, name, value)
+        if not torch.allclose(cast(Tensor, read_attribute(module, name)), value, equal_nan=True):
+            raise ValueError("the parametrization makes another value of it")
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        undo()
+        raise _not_writable(module, name, f"a parametrization: {str(error).splitlines()[0]}") from error
+
+
+def _snapshot(parametrization: nn.Module) -> Callable[[], None]:
+    """Return a function that puts all tensors back, and their values."""
+    places = [place for module in parametrization.modules() for place in (module._parameters, module._buffers)]
+    held = [
+        (place, name, tensor, tensor.clone())
+        for place in places
+        for name, tensor in place.items()
+        if tensor is not None
+    ]
+
+    def undo() -> None:
+        for place, name, tensor, value in held:
+            place[name] = tensor.copy_(value)  # type: ignore[assignment]
+
+    return undo
+
+
+def _not_writable(module: nn.Module, name: str, found: str) -> InverseError:
+    return InverseError(
+        f"'{name}' of {type(module).__name__}, which a tied weight reads, is computed and cannot be given this value.",
+        found=found,
+        expected="a Parameter, or a parametrization with a right inverse",
+        fix="write to what it is computed from, or call tied.untie(model, target) first",
+    )
+
+
+def _parametrization(module: nn.Module, name: str) -> nn.Module | None:
+    parametrized = module._modules.get("parametrizations")
+    return parametrized[name] if isinstance(parametrized, nn.ModuleDict) and name in parametrized else None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tied.algebra import Address, Expression, Ref, invert, project, show_address
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
+from tied.binding.adapters import watch
 from tied.binding.late import install, uninstall
 from tied.binding.ledger import Tie, entries, resolve
 from tied.binding.link import Link
@@ -311,6 +312,8 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
                 raise _immutable(slot, error) from error
             link.remember()
             attend(home)
+            if slot.address[-2:-1] == ("base_layer",):
+                watch(tree.model.get_submodule(".".join(slot.address[:-2])))
         attend(tree.model)
         undo.pop_all()
 

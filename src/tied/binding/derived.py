@@ -114,16 +114,14 @@ class Derived(Target):
 
     def detach(self) -> Tensor:
         """Return the value without a graph; writing to it writes to the source."""
-        detached = self.plain.detach()
-        return detached if _is_traced(detached) else _derive(detached, self._origin)
+        return derive(self.plain.detach(), self._origin)
 
 
 def computing(compute: Read, origin: Origin) -> Read:
     """Return a function that reads a computed value, which knows where it comes from."""
 
     def read() -> Tensor:
-        value = compute()
-        return value if _is_traced(value) else _derive(value, origin)
+        return derive(compute(), origin)
 
     return read
 
@@ -135,7 +133,8 @@ def viewing(source: Read, view: Callable[[Tensor], Tensor], origin: Origin) -> R
         tensor = source()
         value = view(tensor)
         if type(value) is Tensor and value is not tensor and not is_dynamo_compiling():
-            value.__class__ = Target  # nobody else holds it, and this costs no operation
+            # Nobody else holds it, and this costs no operation.
+            value.__class__ = Derived if type(tensor) is Derived else Target
             value._origin = origin  # type: ignore[attr-defined]
         return value
 
@@ -153,12 +152,10 @@ def _write_whole(target: Target, value: Tensor) -> None:
     target._origin.write(value)
 
 
-def _is_traced(value: Tensor) -> bool:
-    """Tell whether Python cannot see writes anyway, or the tensor has a class of its own."""
-    return type(value) is not Tensor or is_dynamo_compiling() or torch._C._is_tracing()
-
-
-def _derive(value: Tensor, origin: Origin) -> Tensor:
+def derive(value: Tensor, origin: Origin) -> Tensor:
+    """Return a computed value that knows where it comes from, except where Python cannot see writes (tracing)."""
+    if type(value) is not Tensor or is_dynamo_compiling() or torch._C._is_tracing():
+        return value
     derived = value.as_subclass(Derived)
     derived._origin = origin
     return derived

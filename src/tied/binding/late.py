@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from tied.algebra import Address, show_address
+from tied.binding.adapters import listen
 from tied.binding.derived import Derived
 from tied.binding.link import Link
 from tied.binding.loading import load_alone
@@ -102,6 +103,7 @@ class Late:
             self.__class__ = late  # type: ignore[assignment]
         else:
             super().__setstate__(state)  # type: ignore[misc]
+        listen()
         for name, link in links(self).items():  # type: ignore[arg-type]
             settle(self, name, link)  # type: ignore[arg-type]
         shed(self)  # type: ignore[arg-type]
@@ -152,7 +154,8 @@ class _Attribute(property):
 
     def __init__(self, name: str) -> None:
         def read(module: nn.Module) -> Tensor:
-            link = links(module).get(name)
+            held = module.__dict__.get(LINKS)
+            link = held.get(name) if held else None
             if link is None:
                 return _unlinked(module, name)
             value = link.read()
@@ -217,6 +220,7 @@ def install(module: nn.Module, name: str, link: Link) -> None:
         known = [other.order for other in links(module).values() if name in other.order]
         link.order = known[0] if known else tuple(place)
         module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
+    listen()
     link.target = weakref.ref(module)
     module.__dict__[LINKS] = {**links(module), name: link}
     _wear(module)

@@ -21,12 +21,12 @@ from torch.nn import Parameter
 from tied.algebra import Address, Expression, invert, parse, show_address
 from tied.algebra.expression import Apply
 from tied.binding.anchor import Anchor, anchor, plant
-from tied.binding.computed import read_attribute
-from tied.binding.derived import Read, computing, viewing
+from tied.binding.computed import read_attribute, write_attribute
+from tied.binding.derived import Read, computing, derive, viewing
 from tied.binding.slots import links
 from tied.errors import KindError, SourceGoneError
 
-Whole = Callable[[Tensor], Tensor]
+View = Callable[[Tensor], Tensor]
 
 
 class Source:
@@ -41,25 +41,25 @@ class Source:
         """Remember the owner, and its anchor for copies."""
         self.address, self.owner, self.mark = address, owner, mark
 
-    def reader(self, home: Anchor | None, whole: Whole) -> Read:
-        """Return a function that finds and reads the source; `whole` gets what is no plain Parameter."""
+    def reader(self, link: Link) -> Read:
+        """Return a function that finds and reads the source for `link`, which sees all that is no plain Parameter."""
         path, name = self.address[:-1], self.address[-1]
-        top = home.module if home is not None else None
+        top = link.home.module if link.home is not None else None
         if top is None:
-            return lambda: whole(_tensor(self.owner, name))
+            return lambda: link.found(self.owner, name)
         reference = weakref.ref(top)
 
         def read() -> Tensor:
             module = reference()
             if module is None:
-                return whole(_tensor(self.owner, name))
+                return link.found(self.owner, name)
             for segment in path:
                 child = module._modules.get(segment)
                 module = child if child is not None else _child(module, segment, self.address)
             if module is not self.owner:
                 self.owner = module
             tensor = module._parameters.get(name)
-            return tensor if type(tensor) is Parameter else whole(_tensor(module, name))
+            return tensor if type(tensor) is Parameter else link.found(module, name)
 
         return read
 
@@ -126,7 +126,7 @@ def _gone(address: Address, found: str) -> SourceGoneError:
     )
 
 
-def _composed(views: Sequence[Whole]) -> Whole:
+def _composed(views: Sequence[View]) -> View:
     return views[0] if len(views) == 1 else lambda tensor: functools.reduce(lambda t, view: view(t), views, tensor)
 
 
@@ -184,14 +184,12 @@ class Link:
         if all(transform.aliases for transform in transforms):
             (source,) = self.expression.sources()
             views = [transform.function() for transform in reversed(transforms)]
-            self.read = viewing(self._reader(source), _composed(views), self) if views else self._reader(source)
+            reader = self.sources[source].reader(self)
+            self.read = viewing(reader, _composed(views), self) if views else reader
         else:
-            self.read = computing(self.expression.compile(self._reader), self)
+            self.read = computing(self.expression.compile(lambda address: self.sources[address].reader(self)), self)
         self.kept = {}
         return self
-
-    def _reader(self, address: Address) -> Read:
-        return self.sources[address].reader(self.home, self._whole)
 
     @property
     def can_connect(self) -> bool:
@@ -201,16 +199,19 @@ class Link:
         return all(source.owner is not None for source in self.sources.values())
 
     def tensors(self) -> dict[Address, Tensor]:
-        """Read every source once."""
-        return {address: source.reader(self.home, lambda tensor: tensor)() for address, source in self.sources.items()}
+        """Read every source once, as it is."""
+        return {address: _tensor(source.find(self.home), address[-1]) for address, source in self.sources.items()}
 
-    def _whole(self, tensor: Tensor) -> Tensor:
-        """Gather a source that FSDP2 has sharded, where the target needs it whole."""
-        if type(tensor).__name__ != "DTensor":
+    def found(self, owner: nn.Module | None, name: str) -> Tensor:
+        """Return a source as the target reads it: whole where FSDP2 has sharded it, marked where it is computed."""
+        tensor = _tensor(owner, name)
+        if type(tensor).__name__ == "DTensor":
+            gather = importlib.import_module("tied.distributed").whole
+            home = self.home.module if self.home is not None else None
+            return gather(tensor, self.target() if self.target is not None else None, home)
+        if owner is None or name in owner._parameters or name in owner._buffers:
             return tensor
-        gather = importlib.import_module("tied.distributed").whole
-        home = self.home.module if self.home is not None else None
-        return gather(tensor, self.target() if self.target is not None else None, home)
+        return derive(tensor, self)
 
     def fixed(self) -> set[Address]:
         """Return the sources that are buffers: constants of the map."""
@@ -223,10 +224,11 @@ class Link:
         Raises:
             InverseError: no source gives `value`; nothing was written.
         """
-        tensors = self.tensors()
         with torch.no_grad():
-            for address, tensor in invert(self.expression, value, tensors, self.fixed()).items():
-                tensors[address].copy_(tensor)
+            for address, tensor in invert(self.expression, value, self.tensors(), self.fixed()).items():
+                owner = self.sources[address].find(self.home)
+                assert owner is not None
+                write_attribute(owner, address[-1], tensor)
 
     def require_grad(self, requires_grad: bool) -> None:
         """Freeze or thaw the sources that are Parameters; buffers stay as they are.
