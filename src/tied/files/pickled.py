@@ -46,7 +46,9 @@ class PickledTensor(Stored):
         if dtype == "F4":
             shape = (*shape[:-1], shape[-1] * 2)
         nbytes = value.numel() * value.element_size()
-        return cls(file, dtype or str(value.dtype).removeprefix("torch."), shape, nbytes, value)
+        return cls(
+            file, dtype or str(value.dtype).removeprefix("torch."), shape, nbytes, _is_plain(value, nbytes), value
+        )
 
     def words(self) -> Words:
         """Return the elements as unsigned integers, strided as they lie."""
@@ -96,6 +98,13 @@ def _check_archive(stream: BinaryIO, path: Path) -> None:
 
 
 _RESAVE = "load it where you trust it, and torch.save(model.state_dict(), path)"
+
+
+def _is_plain(value: Tensor, nbytes: int) -> bool:
+    """Tell whether a tensor has elements of its own, one after another, that can be seen."""
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return nbytes <= value.untyped_storage().nbytes()
 
 
 def _load(path: Path, is_zip: bool) -> Any:

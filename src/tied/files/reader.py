@@ -39,12 +39,14 @@ class Stored:
         dtype: As a header calls it; where safetensors has no such dtype, as torch calls it.
         shape: As a header writes it.
         nbytes: Of the values, wherever they lie.
+        plain: Whether it has words: sparse, quantized and expanded tensors of a `.pt` have none.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    plain: bool
 
     def words(self) -> Words:
         """Return the elements as unsigned integers of their width, in the tensor's shape, without a copy.
@@ -157,7 +159,7 @@ def _open_file(path: Path) -> OneFile:
         header, start = read_header_of(stream, path)
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     tensors = {
-        name: MappedTensor(path, entry.dtype, entry.shape, entry.nbytes, content, start + entry.begin)
+        name: MappedTensor(path, entry.dtype, entry.shape, entry.nbytes, True, content, start + entry.begin)
         for name, entry in header.tensors.items()
     }
     return OneFile(path, tensors, header)
