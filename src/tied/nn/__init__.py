@@ -18,4 +18,17 @@ from tied.nn.looped import Looped as Looped
 from tied.nn.mirror import mirror as mirror
 from tied.nn.revin import RevIN as RevIN, Statistics as Statistics
 from tied.nn.siamese import Siamese as Siamese
+from tied.nn.structured import (
+    BlockCirculantLinear as BlockCirculantLinear,
+    BroadcastLinear as BroadcastLinear,
+    CirculantLinear as CirculantLinear,
+    CodebookLinear as CodebookLinear,
+    HashedLinear as HashedLinear,
+    KroneckerLinear as KroneckerLinear,
+    OrbitLinear as OrbitLinear,
+    SetLinear as SetLinear,
+    SymmetricLinear as SymmetricLinear,
+    SymmetryWarning as SymmetryWarning,
+    ToeplitzLinear as ToeplitzLinear,
+)
 from tied.nn.unrolled import Unrolled as Unrolled

@@ -1,0 +1,124 @@
+"""What may be handed to a structured layer, checked, in the words of the one template.
+
+Owns: sizes, dtypes, names of algorithms, inputs, and autocast's dtype. Must not know any layer. Read next: `layer.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tied.errors import AddressError, DeviceError, DtypeError, ShapeError, TieError, nearest, short
+
+if TYPE_CHECKING:
+    from tied.nn.structured.layer import StructuredLinear
+
+REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_size(name: str, size: object) -> int:
+    """Return a size that is a positive integer.
+
+    Raises:
+        ShapeError: it is not.
+    """
+    if type(size) is not int or size < 1:
+        raise ShapeError(
+            f"'{name}' is not a size.",
+            found=short(f"{name}={size!r}"),
+            expected="a positive integer",
+            fix=f"{name}=64",
+        )
+    return size
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return a value that is one of several words.
+
+    Raises:
+        AddressError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        near = nearest(value, choices) if isinstance(value, str) else ""
+        raise AddressError(
+            f"There is no such {name} here.",
+            found=short(f"{name}={value!r}"),
+            expected=" or ".join(repr(choice) for choice in choices),
+            fix=f"did you mean {near}?" if near else f"{name}={choices[0]!r}",
+        )
+    return value
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse dtypes in which a linear layer cannot be trained.
+
+    Raises:
+        DtypeError: `dtype` is complex, or holds integers, or is too narrow to compute with.
+    """
+    if (dtype or torch.get_default_dtype()) not in REAL:
+        raise DtypeError(
+            "A structured layer computes with real floating point numbers.",
+            found=f"dtype={dtype}",
+            expected=", ".join(str(each) for each in REAL),
+            fix="dtype=torch.float32",
+        )
+
+
+def check_input(layer: StructuredLinear, input: Tensor, numbers: Tensor) -> None:
+    """Refuse an input that does not fit, before an algorithm broadcasts or promotes it into something else.
+
+    Raises:
+        ShapeError: the last axis is not `layer.in_features` long.
+        DtypeError: the input has another dtype than the parameters, outside autocast.
+        DeviceError: the input lives on another device.
+    """
+    fits = input.dim() and input.shape[-1] == layer.in_features and input.device == numbers.device
+    if fits and (input.dtype == numbers.dtype or _is_cast(input, numbers)):
+        return
+    error = _misfit(layer, input, numbers)
+    error.call = f"{type(layer).__name__}.forward(input)"
+    raise error
+
+
+def _misfit(layer: StructuredLinear, input: Tensor, numbers: Tensor) -> TieError:
+    if not input.dim() or input.shape[-1] != layer.in_features:
+        return ShapeError(
+            "The input does not have as many features as the layer.",
+            found=f"an input of shape {tuple(input.shape)}",
+            expected=f"shape (..., {layer.in_features})",
+            fix="move the features to the last axis, or build the layer for this width",
+        )
+    if input.device != numbers.device:
+        return DeviceError(
+            "Input and layer live on different devices.",
+            found=f"an input on {input.device}",
+            expected=f"{numbers.device}, where the parameters are",
+            fix=f"input.to('{numbers.device}') or layer.to('{input.device}')",
+        )
+    return DtypeError(
+        "Input and layer have different dtypes.",
+        found=f"an input of {input.dtype}",
+        expected=f"{numbers.dtype}, as the parameters",
+        fix=f"input.to({numbers.dtype}), layer.to(...), or torch.autocast",
+    )
+
+
+def _is_cast(input: Tensor, numbers: Tensor) -> bool:
+    """Tell whether autocast brings the two to one dtype, as it does for `F.linear`: never from or to float64."""
+    narrow = all(each.is_floating_point() and each.dtype != torch.float64 for each in (input, numbers))
+    return narrow and autocast_dtype(input) is not None
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the dtype in which autocast computes linear layers where `tensor` lives; None where it is off."""
+    kind = tensor.device.type
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def lowered(output: Tensor) -> Tensor:
+    """Give an output the dtype that `F.linear` would give it: autocast's, unless it is float64."""
+    dtype = autocast_dtype(output)
+    return output if dtype is None or output.dtype == torch.float64 else output.to(dtype)

@@ -1,0 +1,145 @@
+"""Layers that commute with a group of permutations, given by generators.
+
+Owns: `OrbitLinear`, and finding orbits. Read next: `hashed.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tied.errors import ShapeError, during, short
+from tied.nn.structured.gather import GatheredLinear, gather
+from tied.nn.structured.layer import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Permutation = Sequence[int] | Tensor
+
+
+class OrbitLinear(GatheredLinear):
+    """A linear layer that commutes with permutations of its inputs and outputs, by sharing alone.
+
+    Law: `layer(x[..., p]) == layer(x)[..., q]` for each generator: `p` of the inputs and `q` of the outputs.
+
+    Entries of the matrix that some product of generators moves to one another are one parameter; so are biases.
+    These are all matrices with that property, and the count of parameters is Burnside's. Orbits are numbered by
+    their first entry, row by row. The trivial group (one generator that moves nothing) gives a dense layer.
+
+    Shapes:
+        theta: `(orbits,)`; index, a buffer that is not stored: `(out_features, in_features)`.
+        bias: one for each orbit of outputs.
+
+    Args:
+        input_generators: Permutations of the inputs, each a sequence or tensor of all of `0, ..., in_features - 1`.
+        output_generators: What each of them does to the outputs; the same as to the inputs where not given.
+        bias, device, dtype: As in `StructuredLinear`; the one algorithm is `"dense"`.
+
+    Raises:
+        ShapeError: a generator is no permutation, or the lists do not match.
+
+    Example:
+        Images of 8 × 8 pixels that may come turned by quarters:
+
+        >>> turn = torch.arange(64).reshape(8, 8).rot90().flatten()
+        >>> layer = OrbitLinear([turn])
+        >>> layer.theta.numel(), layer.weight.numel()
+        (1024, 4096)
+        >>> image = torch.rand(64)
+        >>> torch.allclose(layer(image[turn]), layer(image)[turn], atol=1e-6)
+        True
+
+    Source:
+        Ravanbakhsh et al. 2017, Equivariance through parameter-sharing, arXiv:1702.08389, section 3.
+    """
+
+    def __init__(
+        self,
+        input_generators: Iterable[Permutation],
+        output_generators: Iterable[Permutation] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        with during("OrbitLinear(...)"):
+            inputs = _permutations("input_generators", input_generators)
+            outputs = inputs if output_generators is None else _permutations("output_generators", output_generators)
+            if len(inputs) != len(outputs):
+                raise ShapeError(
+                    "Each generator needs what it does to the inputs and what it does to the outputs.",
+                    found=f"{len(inputs)} input_generators, {len(outputs)} output_generators",
+                    expected="as many of one as of the other",
+                    fix="write a generator that moves nothing as range(n)",
+                )
+            self._generators = inputs, outputs
+            self._orbits = {name: int(tensor.max()) + 1 for name, tensor in self.fixed().items()}
+            super().__init__(len(inputs[0]), len(outputs[0]), **options)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return one number for each orbit of entries."""
+        return {"theta": (self._orbits["index"],)}
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Number the orbits of the matrix's entries, and those of the outputs."""
+        inputs, outputs = (torch.tensor(side, device="cpu") for side in self._generators)
+        places = outputs[:, :, None] * inputs.shape[1] + inputs[:, None]
+        index = orbits(places.flatten(1)).reshape(places.shape[1:])
+        return {"index": index, "bias_index": orbits(outputs)}
+
+    def bias_size(self) -> int:
+        """Return how many orbits the outputs form."""
+        return self._orbits["bias_index"]
+
+    def bias_of_outputs(self) -> Tensor | None:
+        """Give each output the bias of its orbit."""
+        return None if self.bias is None else gather(self.bias, self.settled("bias_index"))
+
+    def extra_repr(self) -> str:
+        """Show how many orbits the entries form."""
+        return f"{super().extra_repr()}, orbits={self._orbits['index']}"
+
+
+def orbits(permutations: Tensor) -> Tensor:
+    """Number the orbits of the group that permutations generate, in the order of their first members.
+
+    >>> orbits(torch.tensor([[1, 0, 2, 3, 4], [0, 1, 3, 2, 4]]))
+    tensor([0, 0, 1, 1, 2])
+
+    Shapes:
+        permutations: `(generators, n)`; result: `(n,)`.
+    """
+    first = torch.arange(permutations.shape[1], device=permutations.device)
+    while True:
+        least = first
+        for moved in permutations:
+            least = torch.minimum(least, least[moved])
+            least = least.scatter_reduce(0, moved, least, "amin")
+        lower = first.scatter_reduce(0, first, least, "amin")  # a whole orbit so far learns what one member knows
+        lower = lower[lower[least]]
+        if torch.equal(lower, first):
+            return torch.unique(first, return_inverse=True)[1]
+        first = lower
+
+
+def _permutations(name: str, generators: Iterable[Permutation]) -> tuple[tuple[int, ...], ...]:
+    """Return generators as tuples of integers, all of them permutations of one length."""
+    found = tuple(tuple(each.tolist() if isinstance(each, Tensor) else each) for each in generators)
+    for number, each in enumerate(found):
+        if not each or set(each) != set(range(len(each))) or any(type(place) is not int for place in each):
+            raise _no_permutation(f"{name}[{number}]", f"{list(each)}", f"each of 0, ..., {len(each) - 1} once")
+        if len(each) != len(found[0]):
+            raise _no_permutation(f"{name}[{number}]", f"{len(each)} places", f"{len(found[0])}, as {name}[0]")
+    if not found:
+        raise _no_permutation(name, "no generators", "at least one; range(n) moves nothing")
+    return found
+
+
+def _no_permutation(name: str, found: str, expected: str) -> ShapeError:
+    return ShapeError(
+        f"'{name}' does not permute the features.",
+        found=short(found),
+        expected=expected,
+        fix="torch.arange(n).roll(1), or torch.arange(h * w).reshape(h, w).rot90().flatten()",
+    )
