@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tied import nn as nn
+    from tied import files as files, nn as nn
     from tied.algebra import (
         Expression as Expression,
         cat as cat,
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         tying as tying,
         untie as untie,
     )
+    from tied.checking.tension import tension as tension
+    from tied.checking.verify import verify as verify
     from tied.errors import (
         AddressError as AddressError,
         ConflictError as ConflictError,
@@ -49,23 +51,31 @@ if TYPE_CHECKING:
         KindError as KindError,
         ParseError as ParseError,
         ShapeError as ShapeError,
+        SharingError as SharingError,
         SourceGoneError as SourceGoneError,
         TieError as TieError,
         TransformError as TransformError,
         TwiceTiedError as TwiceTiedError,
         WriteError as WriteError,
     )
+    from tied.files.load import Loaded as Loaded, load as load
+    from tied.files.save import save as save
 
 __version__ = "0.1.0"
 
 _NAMES = {
     "tied.binding": "tying tie tie_layers ties untie retie adopt alias guard load_state_dict Tie",
     "tied.algebra": "Expression cat kron parse ref stack",
+    "tied.files.save": "save",
+    "tied.files.load": "load Loaded",
+    "tied.checking.tension": "tension",
+    "tied.checking.verify": "verify",
     "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError FileError InverseError "
-    "KindError ParseError ShapeError SourceGoneError TransformError TwiceTiedError WriteError",
+    "KindError ParseError ShapeError SharingError SourceGoneError TransformError TwiceTiedError "
+    "WriteError",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
-_HOMES["nn"] = "tied.nn"
+_HOMES.update(nn="tied.nn", files="tied.files")
 
 
 def __getattr__(name: str) -> Any:
@@ -73,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tied' has no attribute '{name}'")
     module = importlib.import_module(_HOMES[name])
-    value = module if name == "nn" else getattr(module, name)
+    value = module if _HOMES[name] == f"tied.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -1,1 +1,28 @@
-"""Checkpoint files: read, audited, shrunk, expanded, repaired, saved, loaded. The only code that opens them."""
+"""Checkpoint files: read, audited, shrunk, expanded, repaired, saved, loaded. The only code that opens them.
+
+Names are loaded when they are first used, so that the command line answers `--help` without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tied.files.expansion import load_file as load_file
+
+_HOMES = {"load_file": "tied.files.expansion"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tied.files' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *_HOMES})

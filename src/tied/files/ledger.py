@@ -310,10 +310,6 @@ def _check_names(ledger: Ledger, stored: Mapping[str, Any], path: str | Path) ->
             if tuple(stored[target][:2]) != (equation.dtype, equation.shape):
                 found = f"{stored[target][0]} {tuple(stored[target][1])}"
                 _refuse(path, f"{shown(target)} is stored as something else.", found, _spec(equation))
-            if ledger.layout == "compact" and not gone:
-                _refuse(
-                    path, f"{shown(target)} is stored, and its source too.", "both", "one of them, as it is compact"
-                )
         elif gone or ledger.layout == "expanded":
             found = f"no {', '.join(map(shown, gone)) or shown(target)}"
             _refuse(path, f"{shown(target)} is not stored and cannot be restored.", found, shown(str(equation.source)))

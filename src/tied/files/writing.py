@@ -18,13 +18,18 @@ BUFFER = 1 << 18  # small tensors are gathered to pieces of this size; larger on
 
 
 @contextmanager
-def new_files(paths: Sequence[Path]) -> Generator[list[BinaryIO]]:
-    """Give a stream for each path; at the end all of them take their places, in the given order, or none does.
+def new_files(paths: Sequence[Path], *, instead_of: Sequence[Path] = ()) -> Generator[list[BinaryIO]]:
+    """Give a stream for each path; when all is written, the files take their places, in the given order.
 
     Until then the streams are files of their own, with a name that begins with a dot, beside the ones that are
     meant. Where anything fails they are removed, and whatever stood at the paths stays as it was; a killed process
     leaves one of them behind, and never a part of a file under a name that somebody reads. What is written is on
     the disk before it takes its place. A path that is a symbolic link stays one: what it leads to is replaced.
+
+    Args:
+        paths: Where the files are to stand.
+        instead_of: Files that go before the first new one takes its place: an index, which must never name old and
+            new files together.
 
     Example:
         >>> import tempfile
@@ -47,6 +52,8 @@ def new_files(paths: Sequence[Path]) -> Generator[list[BinaryIO]]:
             stream.flush()
             os.fsync(stream.fileno())
             stream.close()
+        for path in instead_of:
+            path.unlink(missing_ok=True)
         for draft, path in zip(drafts, meant, strict=True):
             draft.replace(path)
     for folder in dict.fromkeys(path.parent for path in meant):
@@ -54,7 +61,7 @@ def new_files(paths: Sequence[Path]) -> Generator[list[BinaryIO]]:
 
 
 def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    return path.with_name(f".tied-{secrets.token_hex(8)}.tmp")
 
 
 def _created(draft: Path) -> BinaryIO:

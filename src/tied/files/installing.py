@@ -1,0 +1,101 @@
+"""Putting values into a model, all of them or none, and keeping what plain torch shares.
+
+Owns: the one place of `files` that changes a model. Must not decide what the values are. Read next: `load.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from tied.algebra import Ref
+from tied.files.ledger import name_of
+from tied.files.names import Names, is_sharded
+
+
+def install(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
+    """Put values into the slots of these names; sharing by plain torch stays, also with `assign`.
+
+    Args:
+        names: Of the model, as they were read off before.
+        values: By name; of the right shapes and kinds.
+        assign: Whether to put the tensors themselves into the model, as torch does.
+    """
+    state = {names.keys[name]: _as_there(tensor, names.values[name]) for name, tensor in values.items()}
+    names.model.load_state_dict(state, strict=False, assign=assign)
+    if assign:
+        _share_again(names, values)
+
+
+def _as_there(tensor: Tensor, present: Tensor) -> Tensor:
+    """Return the value as the slot takes it: sharded where the present one is."""
+    return importlib.import_module("tied.distributed").spread(tensor, present) if is_sharded(present) else tensor
+
+
+def _share_again(names: Names, values: Mapping[str, Tensor]) -> None:
+    """Put new Parameters where old ones shared memory with one that was replaced."""
+    for name, source in names.sources.items():
+        changed = [name_of(address) for address in source.sources() if name_of(address) in values]
+        if name not in names.keys or not changed:
+            continue
+        place, attribute = _slot(names, name)
+        kept, at = _slot(names, changed[0])
+        shared: Any = kept[at]
+        if not isinstance(source, Ref):
+            view = source.value({source.sources()[0]: shared.detach()})
+            old = names.values[name]
+            shared = Parameter(view, requires_grad=old.requires_grad) if isinstance(old, Parameter) else view
+        place[attribute] = shared
+
+
+def _slot(names: Names, name: str) -> tuple[dict[str, Any], str]:
+    path, _, attribute = names.keys[name].rpartition(".")
+    module = names.model.get_submodule(path)
+    return (module._parameters if attribute in module._parameters else module._buffers), attribute
+
+
+@contextmanager
+def untouched_on_failure(model: nn.Module, *, in_place: bool) -> Generator[None]:
+    """Put everything back where the block fails.
+
+    Args:
+        model: All Parameters and buffers of it are remembered.
+        in_place: Whether their values may be overwritten, so that they are copied first: as much memory again.
+    """
+    slots = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    tensors = {id(t): t for _, *places in slots for place in places for t in place.values() if t is not None}
+    copies = {key: t.detach().clone() for key, t in tensors.items() if not t.is_meta} if in_place else {}
+    try:
+        yield
+    except BaseException:
+        for module, parameters, buffers in slots:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for key, copy in copies.items():
+                tensors[key].copy_(copy)
+        raise
+
+
+def may_fail(model: nn.Module) -> bool:
+    """Tell whether loading runs code that is neither torch's nor ours, and so may fail half way."""
+    return any(_is_foreign(code) for module in model.modules() for code in _loading_code(module))
+
+
+def _loading_code(module: nn.Module) -> Iterator[Any]:
+    kind: Any = type(module)
+    yield from (kind.load_state_dict, kind._load_from_state_dict, kind.set_extra_state)
+    yield from (getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values())
+    yield from module._load_state_dict_post_hooks.values()
+
+
+def _is_foreign(code: Any) -> bool:
+    return (getattr(code, "__module__", None) or "").partition(".")[0] not in ("torch", "tied")

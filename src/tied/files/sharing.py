@@ -1,0 +1,71 @@
+"""Shared memory, as expressions: which of some tensors are views of others.
+
+Owns: the choice of the name that keeps a memory. Must not read values. Read next: `names.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from tied.algebra import Expression, parse
+from tied.checking.memory import overlapping
+from tied.checking.relation import OVERLAP, relation
+from tied.checking.report import IDENTITY
+from tied.files.ledger import name_of, reference
+
+
+def views(tensors: Mapping[str, Tensor]) -> dict[str, Expression]:
+    """Return the tensors that lie whole in another one's memory, each with the expression that it is.
+
+    Law: the expression's value is the tensor itself: same memory, same sizes. The sources are none of the keys:
+    each memory keeps one name, the largest tensor's, and among equals the first. What overlaps in a way that the
+    language cannot say (half of each, or another dtype) is not listed, and neither are parts that share nothing.
+
+    Example:
+        >>> import torch
+        >>> w = torch.zeros(4, 6)
+        >>> {name: str(e) for name, e in views({"a": w, "b": w.t(), "c": w[1:3], "d": w.flatten()[4:8]}).items()}
+        {'b': 'a.T', 'c': 'a[1:3]', 'd': 'a.flatten()[4:8]'}
+    """
+    found: dict[str, Expression] = {name: reference(first) for name, first in _same_objects(tensors)}
+    names = [name for name in tensors if name not in found]
+    for group in overlapping([tensors[name] for name in names]):
+        kept: list[str] = []
+        for name in sorted((names[position] for position in group), key=lambda name: -_reach(tensors[name])):
+            expression = next((e for k in kept if (e := _view(k, tensors[k], tensors[name]))), None)
+            if expression is None:
+                kept.append(name)
+            else:
+                found[name] = expression
+    return {name: _root(expression, found) for name, expression in found.items()}
+
+
+def _same_objects(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            yield name, known
+
+
+def _root(expression: Expression, found: Mapping[str, Expression]) -> Expression:
+    """Replace a name that is itself a view by what it is."""
+    definitions = {a: found[name_of(a)] for a in expression.sources() if name_of(a) in found}
+    return expression.substitute(definitions) if definitions else expression
+
+
+def _reach(tensor: Tensor) -> int:
+    """Return how many different elements a tensor has: those of an expanded axis are one."""
+    elements = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= size if stride else 1
+    return elements
+
+
+def _view(name: str, source: Tensor, target: Tensor) -> Expression | None:
+    suffix = relation(source, target)
+    if suffix == OVERLAP:
+        return None
+    return parse(f"{reference(name)}{'' if suffix == IDENTITY else suffix}")
