@@ -114,6 +114,10 @@ class WriteError(TieError, TypeError):
     """Somebody wrote to a target, which owns no memory."""
 
 
+class SharingError(TieError, AssertionError):
+    """Weights are not one weight, or do not train as one, where somebody says that they are."""
+
+
 class SourceGoneError(TieError, RuntimeError):
     """A target reads a source that is not there any more."""
 

@@ -31,8 +31,8 @@ def size(png: bytes) -> tuple[int, int]:
 def figures(monkeypatch) -> list:
     """The figures as they were just before they became bytes."""
     seen = []
-    finish = pictures._png
-    monkeypatch.setattr(pictures, "_png", lambda figure, title: seen.append(figure) or finish(figure, title))
+    finish = pictures.png
+    monkeypatch.setattr(pictures, "png", lambda figure, title: seen.append(figure) or finish(figure, title))
     return seen
 
 

@@ -90,7 +90,7 @@ def filters(pairs: Sequence[FilterPair], title: str, columns: int = 4) -> bytes:
     The scale ends at the 99.5th percentile of the absolute weights, so that single outliers do not pale
     all others.
     """
-    figure = _figure(9, 0.9 + 2.75 * len(pairs))
+    figure = figure_of(9, 0.9 + 2.75 * len(pairs))
     axes = np.atleast_2d(figure.subplots(len(pairs), 3))
     scale = max(float(np.quantile(np.abs([pair.encoder, pair.decoder]), 0.995)) for pair in pairs)
     colors = {"cmap": "RdBu_r", "vmin": -scale, "vmax": scale}
@@ -103,23 +103,23 @@ def filters(pairs: Sequence[FilterPair], title: str, columns: int = 4) -> bytes:
     for axis, heading in zip(axes[0], HEADINGS, strict=True):
         axis.set_title(heading, color=QUIET, fontsize=10)
     figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.4, aspect=30, extend="both", label="weight")
-    return _png(figure, title)
+    return png(figure, title)
 
 
 def image_rows(rows: Sequence[ImageRow], title: str) -> bytes:
     """Draw rows of images under one another, on one brightness scale 0..1."""
-    figure = _figure(10, 0.7 + 1.0 * len(rows))
+    figure = figure_of(10, 0.7 + 1.0 * len(rows))
     axes = np.atleast_1d(figure.subplots(len(rows), 1))
     for axis, row in zip(axes, rows, strict=True):
         axis.imshow(mosaic(row.images, len(row.images), empty=0), cmap="gray_r", vmin=0, vmax=1)
         axis.set_ylabel(row.label, rotation=0, ha="right", va="center", color=INK, fontsize=10)
         _bare(axis)
-    return _png(figure, title)
+    return png(figure, title)
 
 
 def curves(lines: Sequence[Curve], title: str, *, ylabel: str) -> bytes:
     """Draw curves over epochs with a logarithmic height, each named at its end."""
-    figure = _figure(10, 4.6)
+    figure = figure_of(10, 4.6)
     axis = figure.subplots()
     for index, line in enumerate(lines):
         color = COLORS[index % len(COLORS)]
@@ -134,7 +134,7 @@ def curves(lines: Sequence[Curve], title: str, *, ylabel: str) -> bytes:
     axis.set_ylabel(ylabel, color=QUIET)
     axis.tick_params(colors=QUIET, which="both")
     axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure, title)
+    return png(figure, title)
 
 
 def _name_ends(axis: Axes, lines: Sequence[Curve]) -> None:
@@ -163,7 +163,12 @@ def _name_end(axis: Axes, line: Curve, height: float, color: str) -> None:
     )
 
 
-def _figure(width_inches: float, height_inches: float) -> Figure:
+def figure_of(width_inches: float, height_inches: float) -> Figure:
+    """Return an empty figure that no window shows.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -178,7 +183,8 @@ def _bare(axis: Axes) -> None:
         spine.set_visible(False)
 
 
-def _png(figure: Figure, title: str) -> bytes:
+def png(figure: Figure, title: str) -> bytes:
+    """Give a figure its title, and return it as PNG bytes."""
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
