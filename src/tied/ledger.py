@@ -10,17 +10,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tied.algebra import Address, Expression, Ref, parse, show_address
 from tied.algebra.parser import parse_address
 
 LINKS = "_tied"  # the name under which a module keeps the links of its tied attributes
+PLANT = "_tied_anchor"  # the name under which a module keeps what was declared with it as the home
 
 
 def links(module: nn.Module) -> dict[str, Any]:
     """Return the links of a module's tied attributes, by attribute; empty where there are none."""
     return module.__dict__.get(LINKS) or {}
+
+
+def declared(module: nn.Module) -> dict[str, str]:
+    """Return the ties that were declared with `module` as their home, as texts; changes nothing."""
+    return dict(getattr(module.__dict__.get(PLANT), "declared", {}))
 
 
 @dataclass(frozen=True)
@@ -97,3 +103,39 @@ def _seen_from_here(link: Any, places: Mapping[int, Address]) -> Expression | No
             return None
         definitions[address] = Ref((*place, address[-1]))
     return link.expression.substitute(definitions)
+
+
+def cuts(model: nn.Module) -> Iterator[Tie]:
+    """Yield the ties that were declared on a model and do not hold any more.
+
+    Somebody gave the target a tensor of its own, reset the class of its module, or replaced the module.
+    """
+    for tie, module, _ in entries(model):
+        name = tie.target[-1]
+        places = (module._parameters, module._buffers, module.__dict__)
+        is_read = isinstance(getattr(type(module), name, None), property)
+        if not is_read or any(isinstance(place.get(name), Tensor) for place in places):
+            yield tie
+    for path, home in model.named_modules():
+        place = tuple(path.split(".")) if path else ()
+        for target, source in declared(home).items():
+            tie = Tie(parse_address(target), parse(source))
+            if _is_replaced(home, tie):
+                seen = {address: Ref((*place, *address)) for address in tie.source.sources()}
+                yield Tie((*place, *tie.target), tie.source.substitute(seen))
+
+
+def _is_replaced(home: nn.Module, tie: Tie) -> bool:
+    """Tell whether a target's module is another one by now, that reads nothing."""
+    owner, name = _owner(home, tie.target), tie.target[-1]
+    if owner is None or name in links(owner) or not isinstance(getattr(owner, name, None), Tensor):
+        return False  # it reads, or does not exist any more and needs no source
+    is_source = isinstance(tie.source, Ref) and tie.source.address[-1] == name
+    return not (is_source and _owner(home, tie.source.sources()[0]) is owner)
+
+
+def _owner(module: nn.Module, address: Address) -> nn.Module | None:
+    found: nn.Module | None = module
+    for segment in address[:-1]:
+        found = found._modules.get(segment) if found is not None else None
+    return found

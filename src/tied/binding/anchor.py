@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-PLANT = "_tied_anchor"
+from tied.ledger import PLANT as PLANT, declared as declared
 
 
 class Anchor:
@@ -89,9 +89,3 @@ def plant(module: nn.Module) -> Plant:
         found = Plant(Anchor(), module, found.declared if isinstance(found, Plant) else None)
         module.__dict__[PLANT] = found
     return found
-
-
-def declared(module: nn.Module) -> dict[str, str]:
-    """Return the ties that were declared with `module` as their home, as texts; changes nothing."""
-    found = module.__dict__.get(PLANT)
-    return dict(found.declared) if isinstance(found, Plant) else {}

@@ -26,7 +26,7 @@ def relation(base: Tensor, view: Tensor) -> str:
         >>> import torch
         >>> weight = torch.zeros(6, 4)
         >>> relation(weight, weight.t()), relation(weight, weight[2:5]), relation(weight, weight[:, 1].unsqueeze(0))
-        ('.T', '[2:5]', '[:, 1].unsqueeze(0)')
+        ('.T', '[2:5]', '[:, 1:2].T')
     """
     whole, part = pieces(base), pieces(view)
     if len(whole) != 1 or len(part) != 1 or base.dtype != view.dtype or base.is_conj() != view.is_conj():

@@ -1,0 +1,156 @@
+"""Declarations: what is declared, compared with what is there.
+
+Owns: the states `equal`, `drifted` and `declared` of declared ties, ties of `tied` that were cut, and sharing that
+is not declared where it must be. Must not know how others declare: `declared.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
+from tied.checking.groups import Shelf, group_of
+from tied.checking.report import IDENTITY, Finding, Group, State
+from tied.checking.rules import finding
+from tied.ledger import cuts
+
+WRAPPED = (".base_layer", ".original_module")  # where adapters put the layer that they wrap
+
+
+@dataclass
+class Seen:
+    """What is there: the model, its tensors, and which names share memory.
+
+    Attributes:
+        model: The model.
+        shelf: Its tensors.
+        groups: What shares memory.
+        memory: For every name, a number of the memory it stands for; names that share have the same.
+    """
+
+    model: nn.Module
+    shelf: Shelf
+    groups: tuple[Group, ...]
+    memory: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Number the memory."""
+        self.memory = {name: place for place, names in enumerate(self.shelf.names) for name in names}
+        for group in self.groups:
+            number = self.memory.get(group.names[0], -1)
+            self.memory.update(dict.fromkeys(group.names, number))
+
+    def tensor(self, name: str) -> Tensor | None:
+        """Return the tensor under a name; None where a tie computes it."""
+        place = self.shelf.place(name)
+        return None if place is None else self.shelf.tensors[place]
+
+    def present(self, name: str) -> str | None:
+        """Return the name under which a declared one is found, inside an adapter if need be; None where it is not."""
+        owner, _, attribute = name.rpartition(".")
+        found = (name, *(f"{owner}{inside}.{attribute}" for inside in WRAPPED))
+        return next((other for other in found if other in self.memory), None)
+
+
+def judge(seen: Seen) -> Iterator[tuple[Group | None, Finding | None]]:
+    """Yield the groups and findings of every declaration that is not as it should be."""
+    yield from _cut(seen)
+    declared = list(pairs(seen.model, seen.memory.keys()))
+    yield from _pairs(seen, declared)
+    yield from _undeclared(seen, declared)
+    for prefix, module in transformers_models(seen.model):
+        inside = [name.removeprefix(prefix) for name in seen.memory if name.startswith(prefix)]
+        for rule in undone(module, inside):
+            names = [f"{prefix}{rule.pairs[0][0]}", f"{prefix}{rule.pairs[0][1]}"]
+            what = f"The rule '{rule.rule}' = '{rule.source}' of {type(module).__name__} is undone by a later rule"
+            yield None, finding("TIE107", names, f"{what}: these two are not tied.")
+
+
+# -- ties of `tied` -----------------------------------------------------------------------------------
+
+
+def _cut(seen: Seen) -> Iterator[tuple[Group | None, Finding | None]]:
+    for cut in cuts(seen.model):
+        target, sources = ".".join(cut.target), [".".join(address) for address in cut.source.sources()]
+        group = group_of("declared", [*sources, target], [IDENTITY] * len(sources) + [str(cut.source)], None)
+        fix = 'tied.retie(model)  # keep="source" or keep="target" where the values differ'
+        yield group, finding("TIE109", (target, *sources), f"The declared tie {cut} was cut from outside.", fix)
+
+
+# -- pairs --------------------------------------------------------------------------------------------
+
+
+def _pairs(seen: Seen, declared: Iterable[Pair]) -> Iterator[tuple[Group | None, Finding | None]]:
+    components: dict[str, list[str]] = {}
+    origins: dict[str, str] = {}
+    for pair in declared:
+        target, source = seen.present(pair.target), seen.present(pair.source)
+        if target is None or source is None:
+            names = [name for name, found in zip(pair[:2], (target, source), strict=True) if found is None]
+            what = f"{pair.origin} declares {pair.target} = {pair.source}, and has no {' and no '.join(names)}."
+            yield None, finding("TIE108", pair[:2], what)
+            continue
+        one = components.setdefault(source, [source])
+        for name in components.get(target, [target]):
+            if name not in one:
+                one.append(name)
+            components[name] = one
+        origins[source] = origins[target] = pair.origin
+    for names in {id(names): names for names in components.values()}.values():
+        distinct = list({seen.memory[name]: name for name in reversed(names)}.values())[::-1]
+        if len(distinct) > 1:
+            yield from _apart(seen, distinct, origins[distinct[0]])
+
+
+def _apart(seen: Seen, names: list[str], origin: str) -> Iterator[tuple[Group | None, Finding | None]]:
+    """Say how tensors that are declared one, and are several, differ."""
+    tensors = [seen.tensor(name) for name in names]
+    owners = [seen.model.get_submodule(name.rpartition(".")[0]) for name in names]
+    if any(is_offloaded(owner) for owner in owners):
+        yield group_of("declared", names, [IDENTITY] * len(names), tensors[0]), None
+        return
+    state = _state([tensor for tensor in tensors if tensor is not None])
+    group = group_of(state, names, [IDENTITY] * len(names), tensors[0])
+    code = {"equal": "TIE103", "drifted": "TIE102"}.get(state, "TIE104")
+    if len({tensor.device for tensor in tensors if tensor is not None}) > 1:
+        code = "TIE501"
+    target, source = names[1], names[0]
+    message = {
+        "TIE102": f"{origin} declares {target} = {source}, and their values differ.",
+        "TIE103": f"{origin} declares {target} = {source}; these are equal copies, and training will part them.",
+        "TIE104": f"{origin} declares {target} = {source}; these are two tensors.",
+        "TIE501": f"{origin} declares {target} = {source}; these are copies on two devices.",
+    }[code]
+    fix = "model.tie_weights()"
+    if code == "TIE102":
+        fix += "  # loses the target's values; or keep both: model.config.tie_word_embeddings = False"
+    yield group, finding(code, names, message, fix)
+
+
+def _state(tensors: list[Tensor]) -> State:
+    """Compare tensors that are declared equal, by their values where they have any."""
+    first, *others = (tensor.detach() for tensor in tensors)
+    if any(is_lazy(t) or t.device.type == "meta" for t in tensors) or hasattr(first, "_local_tensor"):
+        return "declared"
+    equal = all(first.shape == other.shape and torch.equal(first.cpu(), other.cpu()) for other in others)
+    return "equal" if equal else "drifted"
+
+
+def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[tuple[Group | None, Finding | None]]:
+    """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
+    prefixes = [prefix for prefix, _ in transformers_models(seen.model)]
+    known = {seen.present(name) for pair in declared for name in pair[:2]}
+    for group in seen.groups if prefixes else ():
+        own = [name for name in group.names if seen.tensor(name) is not None]
+        inside = [name for name in own if any(name.startswith(prefix) for prefix in prefixes)]
+        unknown = [name for name in inside if name not in known]
+        is_parameter = isinstance(seen.tensor(own[0]), nn.Parameter) if own else False
+        if len(inside) > 1 and unknown and is_parameter and group.state == "tied":
+            what = f"{' and '.join(inside[:3])} are one tensor, which transformers does not know: saving refuses, or"
+            fix = "model.config.tie_word_embeddings = True  # or tied.adopt(model) and tied.save"
+            yield None, finding("TIE106", inside, f"{what} drops one, and loading draws it anew.", fix)

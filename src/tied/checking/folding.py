@@ -1,0 +1,65 @@
+"""Folding: whole modules that share are one line, not one for each tensor.
+
+Owns: `fold`. Must not look at tensors: it reads names. Read next: `check.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+from tied.checking.report import IDENTITY, Group
+
+Paths = tuple[str, ...]
+
+
+def fold(groups: Sequence[Group], parameters: Collection[str]) -> tuple[Group, ...]:
+    """Replace the groups of all parameters of modules by one group of the modules, with the former as `parts`.
+
+    Modules are folded where every parameter of each is shared with its namesakes in the others, as it is, and
+    there are two at least; the outermost modules of which this holds are named.
+
+    Args:
+        groups: As found, tensor by tensor.
+        parameters: The names of all parameters of the model.
+
+    Example:
+        >>> parts = [Group("tied", (f"a.{x}", f"b.{x}"), ("identity",) * 2) for x in ("weight", "bias")]
+        >>> [group.names for group in fold(parts, {"a.weight", "a.bias", "b.weight", "b.bias"})]
+        [('a', 'b')]
+    """
+    owners: dict[tuple[str, Paths], list[int]] = {}
+    for index, group in enumerate(groups):
+        for paths in _paths(group):
+            owners.setdefault((group.state, paths), []).append(index)
+    inside = Counter(path for name in parameters for path in _above(name)) if owners else Counter[str]()
+    known = set(parameters)
+    folded: dict[int, Group | None] = {}
+    for (_, paths), found in sorted(owners.items(), key=lambda item: (item[0][1][0].count("."), item[1])):
+        shared = sum(groups[index].names[0] in known for index in found)
+        if len(found) > 1 and all(inside[path] == shared for path in paths) and not folded.keys() & set(found):
+            folded.update(dict.fromkeys(found))
+            folded[found[0]] = _whole(paths, [groups[index] for index in found])
+    return tuple(g for index, group in enumerate(groups) if (g := folded.get(index, group)) is not None)
+
+
+def _paths(group: Group) -> Iterator[Paths]:
+    """Yield the modules that hold a group's names under one name, from the innermost outwards."""
+    if set(group.transforms) != {IDENTITY} or len(group.names) < 2:
+        return
+    split = [name.split(".") for name in group.names]
+    while all(len(segments) > 1 for segments in split) and len({segments[-1] for segments in split}) == 1:
+        split = [segments[:-1] for segments in split]
+        yield tuple(".".join(segments) for segments in split)
+
+
+def _above(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _whole(paths: Paths, parts: list[Group]) -> Group:
+    dtypes = {part.dtype for part in parts}
+    dtype, size = dtypes.pop() if len(dtypes) == 1 else "", sum(part.bytes for part in parts)
+    return Group(parts[0].state, paths, (IDENTITY,) * len(paths), (), dtype, size, tuple(parts))
