@@ -408,13 +408,60 @@ def test_what_wants_a_parameter_in_the_targets_place_is_refused() -> None:
         yield lambda m: prune.l1_unstructured(m, "weight", 0.5)
         yield lambda m: nn.utils.parametrize.register_parametrization(m, "weight", nn.Tanh())
 
+    identity = next(c for c in CASES if c.source == "embed.weight")
     for refuse in refusals():
-        model = tied_model(CASES[0])
-        with pytest.raises((ValueError, KeyError, TypeError)):
-            refuse(model.decoder)
-        assert torch.equal(model.decoder.weight, model.encoder.weight.t())
-        tied.untie(model)
-        refuse(model.decoder)
+        for case, at in ((CASES[0], "decoder"), (identity, "head")):
+            model = tied_model(case)
+            before = model.state_dict()
+            with pytest.raises((ValueError, KeyError, TypeError)):
+                refuse(model.get_submodule(at))
+            assert model.state_dict().keys() == before.keys()
+            assert_still_tied(model, case)
+            tied.untie(model)
+            refuse(model.get_submodule(at))
+
+
+@quiet
+def test_pruning_a_target_says_what_to_do() -> None:
+    model = tied_model(next(c for c in CASES if c.source == "embed.weight"))
+    with pytest.raises(tied.KindError) as error:
+        nn.utils.prune.l1_unstructured(model.head, "weight", 0.5)
+    assert str(error.value) == (
+        "'head.weight' is tied, so that it cannot be pruned here.\n"
+        "  found:    head.weight = embed.weight; 'weight_orig' was registered\n"
+        "  expected: a Parameter of the module's own\n"
+        "  fix:      prune the source, which all uses then follow, or call tied.untie(model, 'head.weight') first\n"
+        "The model was not changed."
+    )
+
+
+class Quantized(torch.Tensor):
+    """As quantized tensors of torchao are: operations on views are not implemented."""
+
+    @staticmethod
+    def __new__(cls) -> "Quantized":
+        return torch.Tensor._make_wrapper_subclass(cls, (4, 6), dtype=torch.float64)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: object, *_: object) -> Tensor:
+        if func is torch.ops.aten.detach.default:
+            return cls()
+        raise NotImplementedError(f"{func}")
+
+
+def test_a_source_that_knows_no_views_is_refused() -> None:
+    model = tied_model(CASES[0])
+    model.encoder.weight = nn.Parameter(Quantized(), requires_grad=False)
+    with pytest.raises(tied.KindError) as error:
+        _ = model.decoder.weight
+    assert str(error.value) == (
+        "The source is a Quantized now, which the transform of a tie cannot be applied to.\n"
+        f"  found:    a tensor of {__name__}\n"
+        "  expected: a tensor that knows torch's operations on views\n"
+        "  fix:      call tied.untie(model) before the source is converted (quantized, say): "
+        "every use is then converted\n"
+        "The model was not changed."
+    )
 
 
 @quiet

@@ -131,7 +131,10 @@ def viewing(source: Read, view: Callable[[Tensor], Tensor], origin: Origin) -> R
 
     def read() -> Tensor:
         tensor = source()
-        value = view(tensor)
+        try:
+            value = view(tensor)
+        except NotImplementedError as error:
+            raise _without_transforms(tensor) from error
         if type(value) is Tensor and value is not tensor and not is_dynamo_compiling():
             # Nobody else holds it, and this costs no operation.
             value.__class__ = Derived if type(tensor) is Derived else Target
@@ -150,6 +153,15 @@ def _write_whole(target: Target, value: Tensor) -> None:
             fix="tied.untie(model, target) gives the attribute a Parameter of its own, of any shape",
         )
     target._origin.write(value)
+
+
+def _without_transforms(tensor: Tensor) -> KindError:
+    return KindError(
+        f"The source is a {type(tensor).__name__} now, which the transform of a tie cannot be applied to.",
+        found=f"a tensor of {type(tensor).__module__}",
+        expected="a tensor that knows torch's operations on views",
+        fix="call tied.untie(model) before the source is converted (quantized, say): every use is then converted",
+    )
 
 
 def derive(value: Tensor, origin: Origin) -> Tensor:

@@ -24,7 +24,7 @@ from tied.binding.derived import Derived
 from tied.binding.link import Link
 from tied.binding.loading import load_alone
 from tied.binding.slots import LINKS, links
-from tied.errors import SourceGoneError, WriteError
+from tied.errors import KindError, SourceGoneError, WriteError
 
 
 class Late:
@@ -48,9 +48,11 @@ class Late:
         super().__delattr__(name)
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
-        """Refuse to register over a tied attribute, unless what comes is its source itself."""
+        """Refuse to register over a tied attribute, unless what comes is its source itself; and to prune it."""
         if name in links(self):  # type: ignore[arg-type]
             _refuse(self, name, param)
+        elif name.endswith("_orig") and name.removesuffix("_orig") in links(self):  # type: ignore[arg-type]
+            raise _not_pruned(self, name.removesuffix("_orig"))
         else:
             super().register_parameter(name, param)  # type: ignore[misc]
 
@@ -126,6 +128,17 @@ def _refuse(module: Any, name: str, value: Any) -> None:
         found=f"{address} = {link.expression}; {what} was assigned",
         expected="an assignment to the source",
         fix=f"assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '{address}')",
+    )
+
+
+def _not_pruned(module: Any, name: str) -> KindError:
+    link = links(module)[name]
+    address = show_address((*_place(module, link), name))
+    return KindError(
+        f"'{address}' is tied, so that it cannot be pruned here.",
+        found=f"{address} = {link.expression}; '{name}_orig' was registered",
+        expected="a Parameter of the module's own",
+        fix=f"prune the source, which all uses then follow, or call tied.untie(model, '{address}') first",
     )
 
 

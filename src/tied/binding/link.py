@@ -140,6 +140,15 @@ def _not_frozen(address: Address, requires_grad: bool) -> KindError:
     )
 
 
+def _sharded(address: Address) -> SourceGoneError:
+    return SourceGoneError(
+        f"The source '{show_address(address)}' is sharded by FSDP1 apart from its target, which would read a piece.",
+        found="a FullyShardedDataParallel around the source, and not around the target",
+        expected="one around both",
+        fix="wrap the model as a whole, or use torch.distributed.fsdp.fully_shard (FSDP2), which has no such limit",
+    )
+
+
 class Link:
     """What one tied attribute reads, and how.
 
@@ -211,7 +220,17 @@ class Link:
             return gather(tensor, self.target() if self.target is not None else None, home)
         if owner is None or name in owner._parameters or name in owner._buffers:
             return tensor
+        self._refuse_pieces()
         return derive(tensor, self)
+
+    def _refuse_pieces(self) -> None:
+        """Refuse to read what FSDP1 has flattened and sharded apart from the target."""
+        for address in self.sources:
+            module = self.home.module if self.home is not None else None
+            for segment in address[:-1]:
+                module = _child(module, segment, address) if module is not None else None
+                if type(module).__name__ == "FullyShardedDataParallel":
+                    raise _sharded(address)
 
     def fixed(self) -> set[Address]:
         """Return the sources that are buffers: constants of the map."""
