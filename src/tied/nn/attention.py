@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import Parameter, functional as F
 
 from tied.binding import tie
-from tied.binding.slots import links
 from tied.errors import KindError, ShapeError, during
 from tied.nn.linear import draw_bias
 
@@ -118,7 +117,7 @@ class GroupedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Project to the groups, and repeat each for its heads."""
-        if "weight" not in links(self):  # somebody untied it
+        if any(self._parameters.get(name) is not None for name in ("weight", "bias")):  # somebody untied it
             return super().forward(input)
         small = F.linear(input, self.group_weight, self.group_bias).unflatten(-1, (self.groups, self.width))
         return small.repeat_interleave(self.heads // self.groups, -2).flatten(-2)

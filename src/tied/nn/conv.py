@@ -137,7 +137,7 @@ class _Adjoint(_ConvTransposeNd):
     def _check_margins(self, size: int, widest: int) -> None:
         least = {"circular": widest, "reflect": widest + 1}.get(self.padding_mode, 1)
         if size < least:
-            raise ShapeError(
+            self._refuse(
                 "The output would be too small for the convolution's padding.",
                 found=f"an axis of size {size}, padded by {widest} in mode '{self.padding_mode}'",
                 expected=f"at least {least}",
@@ -151,7 +151,7 @@ class _Adjoint(_ConvTransposeNd):
         dims = len(self.kernel_size)
         sizes = (output_size,) * dims if isinstance(output_size, int) else tuple(output_size)
         if not dims <= len(sizes) <= dims + 2:
-            raise ShapeError(
+            self._refuse(
                 "The output size does not have the convolution's number of axes.",
                 found=f"output_size={sizes}",
                 expected=f"{dims} sizes, or a shape that ends with them",
@@ -168,7 +168,7 @@ class _Adjoint(_ConvTransposeNd):
         """Return what the convolution's stride leaves over of inputs of these sizes."""
         spans = self._spans()
         if any(size < max(span, 1) for size, span in zip(sizes, spans, strict=True)):
-            self._refuse(sizes, f"at least {tuple(max(span, 1) for span in spans)}")
+            self._refuse_sizes(sizes, f"at least {tuple(max(span, 1) for span in spans)}")
         return tuple((size - span) % s for size, span, s in zip(sizes, spans, self.stride, strict=True))
 
     def _extra(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
@@ -179,17 +179,20 @@ class _Adjoint(_ConvTransposeNd):
         extra = tuple(size - low for size, low in zip(sizes, least, strict=True))
         if any(not 0 <= more < s for more, s in zip(extra, self.stride, strict=True)):
             most = tuple(low + s - 1 for low, s in zip(least, self.stride, strict=True))
-            self._refuse(sizes, f"from {tuple(least)} to {most}, for an input of {tuple(given)}")
+            self._refuse_sizes(sizes, f"from {tuple(least)} to {most}, for an input of {tuple(given)}")
         return extra
 
-    def _refuse(self, sizes: tuple[int, ...], expected: str) -> NoReturn:
+    def _refuse_sizes(self, sizes: tuple[int, ...], expected: str) -> NoReturn:
+        self._refuse(
+            "The convolution takes no input of that size here.",
+            found=f"output_size={sizes}",
+            expected=expected,
+            fix="the size of what the convolution was applied to: output_size=x.shape",
+        )
+
+    def _refuse(self, problem: str, **parts: str) -> NoReturn:
         with during(f"{type(self).__name__}(...)"):
-            raise ShapeError(
-                "The convolution takes no input of that size here.",
-                found=f"output_size={sizes}",
-                expected=expected,
-                fix="the size of what the convolution was applied to: output_size=x.shape",
-            )
+            raise ShapeError(problem, **parts)
 
 
 class TiedConvTranspose1d(_Adjoint, nn.ConvTranspose1d):

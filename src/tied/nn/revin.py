@@ -112,7 +112,9 @@ class RevIN(nn.Module):
             ShapeError: `x` or `mask` has another shape, or no moment.
             DtypeError: `x` holds no real floating-point numbers.
         """
-        self._check(x, mask)
+        self._check(x)
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
+            _refuse_mask(mask, x)
         x = x if mask is None else torch.where(mask, x, 0)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if statistics is None:
@@ -134,7 +136,7 @@ class RevIN(nn.Module):
             KindError: `statistics` are none.
         """
         center, scale = _checked_statistics(statistics)
-        self._check(y, None)
+        self._check(y)
         if self.gain is not None:
             y = (y - self.bias) / self.weight
         return (y * scale + center).to(y.dtype)
@@ -158,13 +160,11 @@ class RevIN(nn.Module):
         scale = (torch.where(variance.sqrt() > rounding, variance, constant) + self.eps).sqrt()
         return Statistics(mean if self.center == "mean" else _last(x, seen), scale)
 
-    def _check(self, x: Tensor, mask: Tensor | None) -> None:
+    def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[-1] != self.features or not x.shape[-2]:
             _refuse_shape(x, self.features)
         if not x.is_floating_point():
             _refuse_dtype(x)
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
-            _refuse_mask(mask, x)
 
     def extra_repr(self) -> str:
         """Show the options."""
@@ -203,9 +203,7 @@ def _refuse_shape(x: Tensor, features: int) -> NoReturn:
             "The series do not have the shape that was announced.",
             found=f"shape {tuple(x.shape)}",
             expected=f"(..., time, {features}), with at least one moment",
-            fix="x.transpose(-2, -1), where time comes last"
-            if features in x.shape[-2:-1]
-            else f"RevIN({x.shape[-1:]})",
+            fix="x.transpose(-2, -1), where time comes last; the number of features is RevIN's first argument",
         )
 
 
