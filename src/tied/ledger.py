@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tied.algebra import Address, Expression, Ref, parse, show_address
@@ -77,7 +78,7 @@ def ties(model: nn.Module) -> tuple[Tie, ...]:
         >>> ties(model)
         (Tie('decoder.weight = encoder.weight.T'),)
     """
-    inner = model._modules.get("_orig_mod")  # what torch.compile wraps
+    inner = None if isinstance(model, torch.jit.ScriptModule) else model._modules.get("_orig_mod")  # torch.compile's
     return tuple(tie for tie, _, _ in entries(model if inner is None else inner))
 
 

@@ -116,6 +116,55 @@ def test_lazy_and_scripted_models() -> None:
         tied.adopt(lazy)
 
 
+@pytest.mark.filterwarnings("ignore")  # scripting is deprecated
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.zeros(1, 3))])
+def test_scripted_models_are_refused(make) -> None:
+    scripted = make(nn.Linear(3, 4))
+    assert tied.ties(scripted) == ()
+    for call in (tied.adopt, tied.retie, tied.untie, tied.alias, tied.guard):
+        with pytest.raises(tied.KindError, match="Only modules of Python code can be tied"):
+            call(scripted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_part_is_left_alone_unless_it_shares() -> None:
+    model = nn.ModuleDict({"part": torch.jit.script(nn.Linear(3, 4)), "a": nn.Linear(3, 4), "b": nn.Linear(3, 4)})
+    model["b"].weight = model["a"].weight
+    assert [str(tie) for tie in tied.adopt(model)] == ["b.weight = a.weight"]
+    assert tied.retie(model) == ()
+    model["b"].bias = model["part"].bias
+    with pytest.raises(tied.KindError) as error:
+        tied.adopt(model)
+    assert str(error.value) == (
+        "adopt(model, half_tied=False, equal=False)\n"
+        "  'b.bias' is shared with a scripted module, which cannot be tied.\n"
+        "  found:    the same tensor at 'part.bias', in a RecursiveScriptModule\n"
+        "  expected: modules of Python code\n"
+        "  fix:      adopt the model before a part of it is scripted\n"
+        "The model was not changed."
+    )
+    with pytest.raises(tied.AddressError):
+        tied.tie(model, "a.bias", "part.bias")
+
+
+def test_an_optimizer_from_before_goes_on_training_what_was_adopted(model: Stack) -> None:
+    """The first slot keeps its Parameter, so the optimizer holds it; the half-tied one gets no gradient any more."""
+    model.head.weight = nn.Parameter(model.embed.weight.detach())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    reference = torch.optim.AdamW([model.embed.weight], lr=0.1)
+    tied.adopt(model, half_tied=True)
+    assert any(p is model.embed.weight for p in optimizer.param_groups[0]["params"])
+    before = model.embed.weight.detach().clone()
+    (model.head.weight * 2).sum().backward()
+    optimizer.step()
+    stepped = model.embed.weight.detach().clone()
+    with torch.no_grad():
+        model.embed.weight.copy_(before)
+    reference.step()
+    assert torch.equal(stepped, model.embed.weight)
+    assert model.head.weight is model.embed.weight
+
+
 # -- alias --------------------------------------------------------------------------------------------
 
 

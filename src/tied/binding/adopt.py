@@ -16,7 +16,7 @@ from tied.binding.declare import declare, unwrapped
 from tied.binding.late import uninstall
 from tied.binding.ledger import Tie, entries
 from tied.binding.slots import ModuleTree, Slot
-from tied.errors import ConflictError, during
+from tied.errors import ConflictError, KindError, during
 
 
 def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False) -> tuple[Tie, ...]:
@@ -48,6 +48,7 @@ def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False) -> 
     with during(f"adopt(model, half_tied={half_tied}, equal={equal})"):
         model = unwrapped(model)
         slots = [slot for slot in ModuleTree(model).slots() if slot.kind in ("parameter", "buffer")]
+        _refuse_scripted(model, slots)
         wanted = list(_same(slots))
         known = {tie.target for tie in wanted}
         parameters = [s for s in slots if s.kind == "parameter" and s.address not in known]
@@ -57,6 +58,21 @@ def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False) -> 
                     known.add(tie.target)
                     wanted.append(tie)
         return declare(model, wanted, keep="source", buffers=True) if wanted else ()
+
+
+def _refuse_scripted(model: nn.Module, slots: list[Slot]) -> None:
+    """Refuse a tensor that stands in a scripted module too: its place there cannot read late."""
+    known = {id(slot.tensor): slot.address for slot in slots}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            for name, tensor in (*module.named_parameters(path), *module.named_buffers(path)):
+                if id(tensor) in known:
+                    raise KindError(
+                        f"'{show_address(known[id(tensor)])}' is shared with a scripted module, which cannot be tied.",
+                        found=f"the same tensor at '{name}', in a {type(module).__name__}",
+                        expected="modules of Python code",
+                        fix="adopt the model before a part of it is scripted",
+                    )
 
 
 def _same(slots: list[Slot]) -> Iterator[Tie]:

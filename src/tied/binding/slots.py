@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
@@ -109,11 +110,15 @@ class ModuleTree:
 def _walk(module: nn.Module, address: Address) -> nn.Module | None:
     found: nn.Module | None = module
     for segment in address:
-        found = found._modules.get(segment) if found is not None else None
+        if found is None or isinstance(found, torch.jit.ScriptModule):
+            return None
+        found = found._modules.get(segment)
     return found
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, str]]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return  # its attributes are fixed: nothing in it can be a target or a source
     yield from ((name, "tied") for name in links(module))
     yield from ((n, "parameter") for n, tensor in module._parameters.items() if tensor is not None)
     yield from ((n, "buffer") for n, tensor in module._buffers.items() if tensor is not None)
