@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tied.algebra import Address, Expression, Ref, parse, ref, show_address
+from tied.algebra import Expression, Ref, parse, ref, show_address
 from tied.checking.memory import overlapping
 from tied.checking.relation import OVERLAP, relation
 from tied.checking.replica import reach
@@ -80,6 +80,13 @@ class Slots:
         path, _, attribute = name.rpartition(".")
         path = self._paths.get(path, path)
         return f"{path}.{attribute}" if path else attribute
+
+    def holds(self, name: str) -> bool:
+        """Tell whether a slot or a buffer has this name, so that it is no value that a module computes."""
+        if name in self:
+            return True
+        path, _, attribute = name.rpartition(".")
+        return path in self._paths and attribute in self.model.get_submodule(path)._buffers
 
     def tensor(self, name: str) -> Tensor:
         """Return what a slot, or a buffer, holds or reads now."""
@@ -161,12 +168,8 @@ def _described(source: str, whole: Tensor | None, view: Tensor) -> str:
 def _declared_ties(slots: Slots) -> Iterator[Claim]:
     """Yield the ties of `tied` whose sources are slots; computed sources are read by the tie itself."""
     for tie, _, _ in entries(slots.model):
-        if all(".".join(address) in slots or _is_buffer(slots.model, address) for address in tie.source.sources()):
+        if all(slots.holds(".".join(address)) for address in tie.source.sources()):
             yield expressed(slots, ".".join(tie.target), tie.source, "tie")
-
-
-def _is_buffer(model: nn.Module, address: Address) -> bool:
-    return address[-1] in model.get_submodule(".".join(address[:-1]))._buffers
 
 
 def expressed(slots: Slots, target: str, expression: Expression, origin: Origin) -> Claim:
@@ -198,7 +201,7 @@ def asked(slots: Slots, ties: Mapping[str, str]) -> Iterator[Claim]:
         expression = parse(source)
         names = [".".join(ref(target).address), *(".".join(address) for address in expression.sources())]
         for name in names:
-            if name not in slots:
+            if not slots.holds(name):
                 raise _unknown(slots, name)
         claim = expressed(slots, names[0], expression, "asked")
         value, held = claim.value(slots.tensor), slots.tensor(claim.target)

@@ -103,8 +103,8 @@ class Reference:
             group = {target} | self._roots(target)
             joined = [other for other in groups if other & group]
             groups = [*(other for other in groups if not other & group), group.union(*joined)]
-        order = {name: position for position, name in enumerate((*self.leaves, *self.slots.owners))}
-        return [tuple(sorted((n for n in group if n in self.slots), key=order.__getitem__)) for group in groups]
+        order = [name for name in (*self.leaves, *self.slots.owners) if name in self.slots]
+        return [tuple(name for name in dict.fromkeys(order) if name in group) for group in groups]
 
     def _unlink(self) -> None:
         """Turn tied attributes that are claimed into ordinary ones, which `fill` fills."""
