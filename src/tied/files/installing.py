@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tied.algebra import Ref
 from tied.files.ledger import name_of
-from tied.files.names import Names, is_sharded
+from tied.files.names import Names, has_memory, is_sharded
 
 
 def install(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
@@ -27,10 +26,26 @@ def install(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None
         values: By name; of the right shapes and kinds.
         assign: Whether to put the tensors themselves into the model, as torch does.
     """
-    state = {names.keys[name]: _as_there(tensor, names.values[name]) for name, tensor in values.items()}
+    folded = {} if assign else {name: value for name, value in values.items() if is_folded(names.values[name])}
+    state = {names.keys[n]: _as_there(t, names.values[n]) for n, t in values.items() if n not in folded}
     names.model.load_state_dict(state, strict=False, assign=assign)
+    for name, value in folded.items():
+        unfolded(names.values[name].detach(), names.values[name]).copy_(unfolded(value, names.values[name]))
     if assign:
         _share_again(names, values)
+
+
+def is_folded(tensor: Any) -> bool:
+    """Tell whether an axis of a tensor is expanded: one element stands at many places, and torch cannot copy there."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True) if has_memory(tensor) and not is_sharded(tensor) else ()
+    return any(size > 1 and stride == 0 for size, stride in pairs)
+
+
+def unfolded(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor without the repetitions along the axes that are expanded in `like`."""
+    for axis, stride in enumerate(like.stride()):
+        tensor = tensor.narrow(axis, 0, 1) if stride == 0 and tensor.shape[axis] else tensor
+    return tensor
 
 
 def _as_there(tensor: Tensor, present: Tensor) -> Tensor:
@@ -47,9 +62,9 @@ def _share_again(names: Names, values: Mapping[str, Tensor]) -> None:
         place, attribute = _slot(names, name)
         kept, at = _slot(names, changed[0])
         shared: Any = kept[at]
-        if not isinstance(source, Ref):
+        old = names.values[name]
+        if old is not names.values[changed[0]]:
             view = source.value({source.sources()[0]: shared.detach()})
-            old = names.values[name]
             shared = Parameter(view, requires_grad=old.requires_grad) if isinstance(old, Parameter) else view
         place[attribute] = shared
 

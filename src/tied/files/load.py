@@ -19,7 +19,7 @@ from tied.binding.loading import _present
 from tied.errors import ConflictError, FileError, KindError, during, nearest, short
 from tied.files.agreement import WINNERS, Agreement, Winner, agreed, distance
 from tied.files.expansion import Expansion
-from tied.files.installing import install, may_fail, untouched_on_failure
+from tied.files.installing import install, is_folded, may_fail, unfolded, untouched_on_failure
 from tied.files.ledger import name_of, reference
 from tied.files.names import Names, whole
 from tied.files.refusal import shown
@@ -180,6 +180,8 @@ def _check_fit(names: Names, given: Mapping[str, Tensor], path: object) -> None:
             problem, found, expected = "another shape", f"shape {tuple(tensor.shape)}", f"shape {tuple(there.shape)}"
         elif _kind(tensor) != _kind(there):
             problem, found, expected = "another kind of numbers", str(tensor.dtype), str(there.dtype)
+        elif is_folded(there) and not torch.equal(unfolded(tensor, there).expand_as(tensor), tensor):
+            problem, found, expected = "more different entries", "different ones", "equal ones along an expanded axis"
         else:
             continue
         problem = f"{shown(str(path))}: {shown(name)} has {problem} than in the model."

@@ -65,7 +65,7 @@ class Names:
                     fix="rename one of the modules",
                 )
             keys[name], values[name] = key, value
-        sources = views({name: value for name, value in values.items() if _has_memory(value)})
+        sources = views({name: value for name, value in values.items() if has_memory(value)})
         return cls(model, keys, values, sources, {})._with_ties()
 
     @property
@@ -105,7 +105,8 @@ def whole(tensor: Tensor) -> Tensor:
     return importlib.import_module("tied.distributed").gathered(tensor) if is_sharded(tensor) else tensor
 
 
-def _has_memory(value: Any) -> bool:
+def has_memory(value: Any) -> bool:
+    """Tell whether a value of a state dict is a strided tensor with a shape."""
     plain = isinstance(value, Tensor) and value.layout is torch.strided
     return plain and not isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer)
 
