@@ -53,6 +53,26 @@ _RULES = [
     Rule("TIE205", "shared batch statistics", "note", "Two places update the running statistics of one batch norm."),
     Rule("TIE206", "requires_grad differs", "warning", "One end of a tie is trained and the other is frozen."),
     Rule("TIE207", "rows stay equal", "warning", "Every row of a weight is the same, and nothing tells them apart."),
+    # 3xx: files
+    Rule("TIE301", "stored twice", "warning", "A file holds one tensor under two names."),
+    Rule(
+        "TIE302",
+        "stored transposed too",
+        "warning",
+        "A file holds a tensor and its transpose, or another order of axes.",
+    ),
+    Rule("TIE303", "rows stored twice", "warning", "A file holds a tensor and, apart from it, rows of it."),
+    Rule("TIE304", "small copies", "note", "A file holds small tensors twice."),
+    Rule("TIE305", "promised, not stored", "error", "A header, an index or a config.json names what the file lacks."),
+    Rule("TIE306", "stored with another value", "error", "A file declares two tensors equal, and they differ."),
+    Rule("TIE307", "broken ledger", "error", "What a file says of its ties cannot be so."),
+    Rule("TIE308", "not in the index", "warning", "Shards hold tensors to which their index does not lead."),
+    Rule("TIE309", "configured tied, stored untied", "error", "config.json ties head and embedding, and they differ."),
+    Rule(
+        "TIE310", "configured untied, stored equal", "warning", "config.json unties head and embedding; they are equal."
+    ),
+    Rule("TIE311", "storage too large", "warning", "A .pt holds a storage of which its tensors show a part."),
+    Rule("TIE312", "shared storage", "note", "A .pt holds tensors that lie in the storage of another one."),
     # 4xx: optimizers and adapters
     Rule("TIE401", "twice in the optimizer", "error", "The optimizer steps one Parameter twice."),
     Rule("TIE402", "one memory, two entries", "error", "The optimizer holds two Parameters over one memory."),
@@ -68,9 +88,11 @@ _RULES = [
 RULES: dict[str, Rule] = {rule.code: rule for rule in _RULES}
 
 
-def finding(code: str, names: Iterable[str], message: str, fix: str = "") -> Finding:
-    """Make a finding of a rule, with the rule's severity."""
-    return Finding(code, RULES[code].severity, tuple(names), message, fix)
+def finding(
+    code: str, names: Iterable[str], message: str, fix: str = "", *, severity: Severity | None = None
+) -> Finding:
+    """Make a finding of a rule, with the rule's severity unless another is given."""
+    return Finding(code, severity or RULES[code].severity, tuple(names), message, fix)
 
 
 def chosen(

@@ -32,7 +32,7 @@ SUMS = 2
 MOST_ORDERS = 24
 CHUNK = 1 << 16  # weights drawn at once
 UNIT = 10_000  # the axis of the two halves of an eight-byte word
-_WIDE, _ROWS, _EXACT = 4096, 16, 64  # a tile of half a megabyte; 31 + 15 + 6 bits fit the 53 of a double
+_WIDE, _ROWS, _EXACT = 8192, 16, 64  # a tile of a megabyte; 31 + 15 + 6 bits fit the 53 of a double
 
 Order = tuple[int, ...]
 """Which axis of the canonical tensor each axis of a tensor is."""

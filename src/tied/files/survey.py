@@ -1,0 +1,129 @@
+"""What is in a checkpoint: everything that an audit reports and that shrinking and repairing act on.
+
+Owns: the looking, each thing once. Must not judge, nor write. Read next: `audit.py`, `shrink.py`, `repair.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tied.errors import FileError
+from tied.files.configuration import Configuration, read_configuration
+from tied.files.duplicates import Copies, Search
+from tied.files.fingerprint import Fingerprints
+from tied.files.promises import holds
+from tied.files.reader import Checkpoint, Stored, open_checkpoint
+from tied.files.slices import Rows, find_rows
+from tied.files.workers import Workers
+
+if TYPE_CHECKING:
+    from tied.files.ledger import Equation, Ledger
+    from tied.files.storages import Storages
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A checkpoint and what was seen in it.
+
+    Attributes:
+        checkpoint: Opened.
+        ledger: Of the file; None where it has none, or a broken one.
+        broken: Why the ledger cannot be read.
+        drifted: The equations of the ledger whose target is stored with another value.
+        copies: Tensors that are equal up to the order of axes.
+        rows: Tensors that are rows of larger ones.
+        storages: Of a `.pt`: which memory is shared, which is wasted, what is no weight.
+        configuration: What a `config.json` beside the file says; None where there is none.
+    """
+
+    checkpoint: Checkpoint
+    ledger: Ledger | None
+    broken: FileError | None
+    drifted: tuple[Equation, ...]
+    copies: tuple[Copies, ...]
+    rows: tuple[Rows, ...]
+    storages: Storages | None
+    configuration: Configuration | None
+
+    @property
+    def weights(self) -> Mapping[str, Stored]:
+        """The tensors that own their memory and are no state of an optimizer."""
+        return weights_of(self.checkpoint, self.storages)
+
+
+def survey(path: str | Path, *, prove: bool = False, seed: int | None = None) -> Survey:
+    """Look at a checkpoint; whatever is no checkpoint at all is refused.
+
+    Args:
+        path: A file, an index, or a folder.
+        prove: Compare transposed copies element by element, instead of by random sums.
+        seed: Of the random places and weights, for a test that wants the same again.
+
+    Raises:
+        FileError: It cannot be read.
+        OSError: It cannot be opened.
+    """
+    checkpoint = open_checkpoint(path)
+    ledger, broken = _ledger(checkpoint)
+    storages = _storages(checkpoint)
+    weights = weights_of(checkpoint, storages)
+    prints = Fingerprints(seed)
+    with Workers() as workers:
+        copies = Search(workers, prints, prove=prove).copies(weights)
+        kept = {name: stored for name, stored in weights.items() if name not in second_names(copies)}
+        rows = find_rows(kept, workers=workers, prints=prints)
+    return Survey(
+        checkpoint=checkpoint,
+        ledger=ledger,
+        broken=broken,
+        drifted=_drifted(checkpoint, ledger),
+        copies=tuple(copies),
+        rows=tuple(rows),
+        storages=storages,
+        configuration=read_configuration(checkpoint.path.parent),
+    )
+
+
+def second_names(copies: list[Copies]) -> set[str]:
+    """Return the names that are copies of an earlier one."""
+    return {name for found in copies for name in found.names[1:]}
+
+
+def weights_of(checkpoint: Checkpoint, storages: Storages | None) -> Mapping[str, Stored]:
+    """Return the tensors among which copies are looked for."""
+    if storages is None:
+        return checkpoint.tensors
+    left_out = {*storages.shared, *storages.optimizer}
+    return {name: stored for name, stored in checkpoint.tensors.items() if name not in left_out}
+
+
+def _ledger(checkpoint: Checkpoint) -> tuple[Ledger | None, FileError | None]:
+    metadata = checkpoint.metadata or {}
+    if "tied" not in metadata and not any(text in checkpoint.tensors for text in metadata.values()):
+        return None, None  # and no need of torch, which takes longer to import than most files to read
+    from tied.files.ledger import read_ledger
+
+    specs = {name: (stored.dtype, stored.shape) for name, stored in checkpoint.tensors.items()}
+    try:
+        return read_ledger(checkpoint.metadata, specs, checkpoint.path), None
+    except FileError as error:
+        return None, error
+
+
+def _storages(checkpoint: Checkpoint) -> Storages | None:
+    if all(one.header for one in checkpoint.files):
+        return None
+    from tied.files.storages import look_at
+
+    return look_at(checkpoint)
+
+
+def _drifted(checkpoint: Checkpoint, ledger: Ledger | None) -> tuple[Equation, ...]:
+    if ledger is None:
+        return ()
+    stored = checkpoint.tensors
+    both = [tie for tie in ledger.ties if tie.target in stored and set(tie.names) <= stored.keys()]
+    return tuple(tie for tie in both if not holds(tie, stored))
