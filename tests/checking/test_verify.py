@@ -298,7 +298,8 @@ def test_different_values_are_seen_before_the_first_step() -> None:
 
 def declares(model: nn.Module, ties: dict[str, str]) -> nn.Module:
     """Declare as models of transformers do."""
-    model.all_tied_weights_keys = ties
+    model._tied_weights_keys = model.all_tied_weights_keys = ties
+    model.config = SimpleNamespace(tie_word_embeddings=True)
     return model
 
 
@@ -320,6 +321,25 @@ def test_a_claim_that_the_model_makes_itself_is_no_second_one() -> None:
     assert verify(model, TOKENS, ties={"head.weight": "embed.weight"}).ties == ("head.weight = embed.weight",)
     tied.adopt(model)
     assert verify(model, TOKENS, ties={"head.weight": "embed.weight"}).ties == ("head.weight = embed.weight",)
+
+
+def test_a_tie_that_was_cut_is_still_claimed() -> None:
+    """Its target's module was replaced, or its slot overwritten: with another value, or with the same."""
+    model = LanguageModel()
+    tied.tie(model, "head.weight", "embed.weight")
+    model.head = nn.Linear(4, 9, bias=False)
+    with pytest.raises(tied.SharingError, match=r"different values before the first step(.|\n)*tied.retie\("):
+        verify(model, TOKENS)
+    with torch.no_grad():
+        model.head.weight.copy_(model.embed.weight)
+    with pytest.raises(tied.SharingError, match="do not train as one weight"):
+        verify(model, TOKENS)
+    tied.retie(model)
+    assert verify(model, TOKENS).ties == ("head.weight = embed.weight",)
+    model.head.__class__ = nn.Linear
+    model.head._parameters["weight"] = nn.Parameter(model.embed.weight.detach().clone())
+    with pytest.raises(tied.SharingError, match="do not train as one weight"):
+        verify(model, TOKENS)
 
 
 def test_contradicting_claims_are_refused() -> None:

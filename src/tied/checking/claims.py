@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from tied.algebra import Expression, Ref, parse, ref, show_address
+from tied.checking.declared import pairs
 from tied.checking.memory import overlapping
 from tied.checking.relation import OVERLAP, relation
 from tied.checking.replica import reach
 from tied.errors import AddressError, SharingError, nearest
-from tied.ledger import entries, links
+from tied.ledger import cuts, entries, links
 
 Origin = Literal["same", "memory", "tie", "transformers", "asked", "written"]
 Read = Callable[[str], Tensor]
@@ -166,9 +167,9 @@ def _described(source: str, whole: Tensor | None, view: Tensor) -> str:
 
 
 def _declared_ties(slots: Slots) -> Iterator[Claim]:
-    """Yield the ties of `tied` whose sources are slots; computed sources are read by the tie itself."""
-    for tie, _, _ in entries(slots.model):
-        if all(slots.holds(".".join(address)) for address in tie.source.sources()):
+    """Yield the ties of `tied` whose sources are slots, cut or not; computed sources are read by the tie itself."""
+    for tie in dict.fromkeys((*(tie for tie, _, _ in entries(slots.model)), *cuts(slots.model))):
+        if ".".join(tie.target) in slots and all(slots.holds(".".join(address)) for address in tie.source.sources()):
             yield expressed(slots, ".".join(tie.target), tie.source, "tie")
 
 
@@ -182,12 +183,11 @@ def expressed(slots: Slots, target: str, expression: Expression, origin: Origin)
 
 def _of_transformers(slots: Slots) -> Iterator[Claim]:
     """Yield what transformers' models declare, and can tie: names that exist, of one shape."""
-    for path, module in slots.model.named_modules():
-        declared = module.__dict__.get("all_tied_weights_keys")
-        for target, source in declared.items() if isinstance(declared, Mapping) else ():
-            names = [slots.first(f"{path}.{name}" if path else str(name)) for name in (target, source)]
-            if all(name in slots for name in names) and len({slots.tensor(name).shape for name in names}) == 1:
-                yield identity(names[0], names[1], "transformers")
+    names = [name for name, _ in slots.model.named_parameters(remove_duplicate=False)]
+    for pair in pairs(slots.model, [*names, *(name for name in slots.owners if name not in names)]):
+        target, source = slots.first(pair.target), slots.first(pair.source)
+        if target in slots and source in slots and slots.tensor(target).shape == slots.tensor(source).shape:
+            yield identity(target, source, "transformers")
 
 
 def asked(slots: Slots, ties: Mapping[str, str]) -> Iterator[Claim]:

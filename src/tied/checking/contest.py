@@ -284,6 +284,7 @@ class Contest:
 
 _SAYS = ("value", "gradient", "optimizer's state", "clip norm", "loss")
 _FIXES = {
+    "tie": 'tied.retie(model, keep="source"), and build the optimizer anew',
     "memory": "tied.adopt(model, half_tied=True), and build the optimizer anew",
     "transformers": "model.tie_weights(), and build the optimizer anew; tied.adopt(model) makes the tie last",
 }
