@@ -6,13 +6,16 @@ must give. To put a layer under every law, add a function that yields its `Layer
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from structured_by_hand import SCHEMES
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+import tied
 from tied import nn as tnn
 
 Tensors = Mapping[str, Tensor]
@@ -31,6 +34,7 @@ class Layer:
         batch: The axis of the inputs along which examples lie.
         aside: Laws that do not apply, with the reason.
         differentiable: Whether gradients by the inputs are those of the whole function.
+        own: The law that only this kind of layer has, in words, and its check of a model.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Layer:
     batch: int = 0
     aside: Mapping[str, str] = field(default_factory=dict)
     differentiable: bool = True
+    own: tuple[str, Callable[[nn.Module], None]] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -56,6 +61,14 @@ class Layer:
         return tuple(x.to(dtype) if x.is_floating_point() else x for x in self.inputs())
 
 
+def near(found: Tensor, expected: Tensor, bound: float = 1e-12) -> None:
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+
+
+def like(x: Tensor) -> Tensor:
+    return torch.randn_like(x)
+
+
 class Chain(nn.Module):
     """Two layers with a tanh between them."""
 
@@ -67,6 +80,20 @@ class Chain(nn.Module):
         return self.back(torch.tanh(self.there(x)))
 
 
+def adjoint(*shape: int) -> tuple[str, Callable[[nn.Module], None]]:
+    """The law of two maps, there and back, on inputs of that shape."""
+
+    def check(model: nn.Module) -> None:
+        there, back = (model.there, model.back) if isinstance(model, Chain) else (model.encoder[0], model.decoder[-1])
+        for layer in (there, back):
+            layer.bias = None
+        x = torch.randn(shape, dtype=torch.float64)
+        y = like(there(x))
+        near((there(x) * y).sum(), (x * back(y)).sum())
+
+    return "adjoint: <there(x), y> = <x, back(y)>", check
+
+
 def linear() -> Iterator[Layer]:
     def build():
         encoder = nn.Linear(6, 4)
@@ -76,12 +103,12 @@ def linear() -> Iterator[Layer]:
         code = torch.tanh(x @ t["there.weight"].t() + t["there.bias"])
         return code @ t["there.weight"] + t["back.bias"]
 
-    yield Layer("TiedLinear", build, lambda: (torch.randn(5, 6),), by_hand, 6 * 4 + 4 + 6)
+    yield Layer("TiedLinear", build, lambda: (torch.randn(5, 6),), by_hand, 6 * 4 + 4 + 6, own=adjoint(5, 6))
 
     def mirrored():
         return Chain(*tnn.mirror(nn.Parameter(0.3 * torch.randn(4, 6))))
 
-    yield Layer("mirror", mirrored, lambda: (torch.randn(5, 6),), by_hand, 6 * 4 + 4 + 6)
+    yield Layer("mirror", mirrored, lambda: (torch.randn(5, 6),), by_hand, 6 * 4 + 4 + 6, own=adjoint(5, 6))
 
 
 def autoencoder() -> Iterator[Layer]:
@@ -98,6 +125,7 @@ def autoencoder() -> Iterator[Layer]:
         lambda: (torch.randn(5, 6),),
         by_hand,
         count,
+        own=adjoint(5, 6),
     )
 
 
@@ -121,6 +149,7 @@ def convolution() -> Iterator[Layer]:
         lambda: (torch.randn(4, 2, 7),),
         circular,
         2 * 3 * 5 + 3 + 2,
+        own=adjoint(4, 2, 7),
     )
 
     def strided(t, x):  # 8 -> 4 -> 8: one row and column are cut off by the stride
@@ -133,6 +162,7 @@ def convolution() -> Iterator[Layer]:
         lambda: (torch.randn(3, 4, 8, 8),),
         strided,
         6 * 2 * 9 + 6 + 4,
+        own=adjoint(3, 4, 8, 8),
     )
 
     def same(t, x):  # a kernel of 4: padded by 1 before and 2 behind
@@ -145,6 +175,7 @@ def convolution() -> Iterator[Layer]:
         lambda: (torch.randn(3, 2, 5, 6),),
         same,
         3 * 2 * 16 + 3 + 2,
+        own=adjoint(3, 2, 5, 6),
     )
 
     def dilated(t, x):
@@ -157,7 +188,15 @@ def convolution() -> Iterator[Layer]:
         lambda: (torch.randn(2, 2, 6, 6, 6),),
         dilated,
         3 * 2 * 8 + 3 + 2,
+        own=adjoint(2, 2, 6, 6, 6),
     )
+
+
+def swaps(model: nn.Module) -> None:
+    towers = [*model.towers] * (3 - len(model.towers))
+    towers[1].load_state_dict(towers[0].state_dict(), strict=False)  # the same statistics, where they are private
+    a, b = torch.randn(2, 5, 4, dtype=torch.float64)
+    assert all(torch.equal(*pair) for pair in zip(model(a, b), reversed(model(b, a)), strict=True))
 
 
 def siamese() -> Iterator[Layer]:
@@ -189,6 +228,7 @@ def siamese() -> Iterator[Layer]:
             lambda: (torch.randn(5, 4), torch.randn(5, 4)),
             by_hand,
             4 * 3 + 3 + 2 * 3 + 3 * 2 + 2,
+            own=("with equal statistics, outputs change places with inputs", swaps),
         )
 
 
@@ -211,8 +251,33 @@ def vocabulary() -> Iterator[Layer]:
         words = t["encoder.weight"]
         return torch.tanh(words[source] + words[target]) @ words[:7].t() + t["head.bias"]
 
+    def symmetric(model):
+        for embedding in (model.encoder, model.decoder):
+            logits = model.head(embedding(torch.arange(7))) - model.head.bias
+            near(logits, logits.t())
+
     inputs = lambda: (torch.randint(0, 9, (5, 3)), torch.randint(0, 9, (5, 3)))  # noqa: E731
-    yield Layer("tie_vocabulary", Translator, inputs, by_hand, 9 * 4 + 7)
+    own = ("the logit of word i for word j is that of j for i", symmetric)
+    yield Layer("tie_vocabulary", Translator, inputs, by_hand, 9 * 4 + 7, own=own)
+
+
+def changes_everywhere(model: nn.Module) -> None:
+    """Change what a layer owns, and look for the change in every layer that reads it."""
+    read = [(tie.target, tie.source.sources()[0]) for tie in tied.ties(model)]
+    before = {address: tensor_at(model, address).detach().clone() for pair in read for address in pair}
+    with torch.no_grad():
+        for parameter in {id(tensor_at(model, source)): tensor_at(model, source) for _, source in read}.values():
+            parameter.add_(like(parameter))
+    for target, source in read:
+        moved = [tensor_at(model, address) - before[address] for address in (target, source)]
+        near(*moved)
+
+
+def tensor_at(model: nn.Module, address: tuple[str, ...]) -> Tensor:
+    return getattr(model.get_submodule(".".join(address[:-1])), address[-1])
+
+
+EVERYWHERE = ("a change of a block is a change of each of its layers", changes_everywhere)
 
 
 def looped() -> Iterator[Layer]:
@@ -237,6 +302,7 @@ def looped() -> Iterator[Layer]:
         lambda: (torch.randn(5, 4),),
         by_hand,
         shared + 3 * 8,
+        own=EVERYWHERE,
     )
 
     def relaxed():
@@ -258,7 +324,7 @@ def looped() -> Iterator[Layer]:
         return x
 
     count = shared + 3 * 8 + 2 * 2 * (5 * 2 + 2 * 4)
-    yield Layer("Looped rank 2", relaxed, lambda: (torch.randn(5, 4),), with_deltas, count)
+    yield Layer("Looped rank 2", relaxed, lambda: (torch.randn(5, 4),), with_deltas, count, own=EVERYWHERE)
 
 
 def looped_blocks() -> Iterator[Layer]:
@@ -280,6 +346,7 @@ def looped_blocks() -> Iterator[Layer]:
         lambda: (torch.randn(3, 5, 4),),
         transformer,
         2 * sum(p.numel() for p in shell.parameters()),
+        own=EVERYWHERE,
     )
 
     def image_block():
@@ -299,7 +366,14 @@ def looped_blocks() -> Iterator[Layer]:
         lambda: (torch.randn(2, 2, 4, 4),),
         images,
         2 * 2 * 9 + 2 + 4,
+        own=EVERYWHERE,
     )
+
+
+def two_halves(model: nn.Module) -> None:
+    x = torch.randn(6, 5, 3, dtype=torch.float64)
+    first, state = model(x[:2])
+    assert torch.equal(torch.cat([first, model(x[2:], state)[0]]), model(x)[0])
 
 
 def unrolled() -> Iterator[Layer]:
@@ -319,6 +393,7 @@ def unrolled() -> Iterator[Layer]:
             by_hand,
             gates * 4 * (3 + 4 + 2),
             batch=1,
+            own=("two halves, with the state handed on, are the whole", two_halves),
             aside={"vmap": "torch has no rule for an LSTM cell"} if cell is nn.LSTMCell else {},
         )
 
@@ -346,8 +421,17 @@ def attention() -> Iterator[Layer]:
         biases = [t["group_bias"][3 * (head // 2) : 3 * (head // 2) + 3] for head in range(4)]
         return x @ torch.cat(rows).t() + torch.cat(biases)
 
+    def heads_repeat(model):
+        heads = model(torch.randn(6, 5, dtype=torch.float64)).unflatten(-1, (4, 3))
+        assert torch.equal(heads[:, [0, 2]], heads[:, [1, 3]])
+
     yield Layer(
-        "GroupedLinear", lambda: tnn.GroupedLinear(5, (4, 3), 2), lambda: (torch.randn(6, 5),), grouped, 2 * 3 * (5 + 1)
+        "GroupedLinear",
+        lambda: tnn.GroupedLinear(5, (4, 3), 2),
+        lambda: (torch.randn(6, 5),),
+        grouped,
+        2 * 3 * (5 + 1),
+        own=("the heads of a group are equal", heads_repeat),
     )
 
     def attend(query, key, value):
@@ -367,7 +451,13 @@ def attention() -> Iterator[Layer]:
         return attend(hidden @ t["reader.query.weight"].t(), key, value) @ t["reader.output.weight"].t()
 
     count = (8 * 8 + 8 * 8 + 8 * 8) + (8 * 8 + 8 * 8)
-    yield Layer("GroupedAttention shared", TwoLayers, lambda: (torch.randn(3, 5, 8),), by_hand, count)
+
+    def causal(model):
+        x = torch.randn(3, 5, 8, dtype=torch.float64)
+        near(model(torch.cat([x[:, :3], like(x[:, 3:])], 1))[:, :3], model(x)[:, :3])
+
+    own = ("a moment sees none that is later", causal)
+    yield Layer("GroupedAttention shared", TwoLayers, lambda: (torch.randn(3, 5, 8),), by_hand, count, own=own)
 
 
 class Forecaster(nn.Module):
@@ -383,6 +473,11 @@ class Forecaster(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normal, statistics = self.revin.normalize(x)
         return self.revin.denormalize(self.time(normal.mT).mT, statistics)
+
+
+def equivariant(model: nn.Module, scale: float) -> None:
+    x = torch.randn(4, 6, 2, dtype=torch.float64)
+    near((model(scale * x + 3 * scale) - 3 * scale) / scale, model(x), 1e-10)
 
 
 def revin() -> Iterator[Layer]:
@@ -407,7 +502,8 @@ def revin() -> Iterator[Layer]:
     ]
     for name, options, oracle, own in kinds:
         build = lambda options=options: Forecaster(**options)  # noqa: E731
-        yield Layer(name, build, inputs, oracle, 6 * 3 + 3 + own, differentiable=False)
+        law = ("equivariance: f(a x + b) = a f(x) + b", partial(equivariant, scale=1.0 if "eps" in name else 1e-4))
+        yield Layer(name, build, inputs, oracle, 6 * 3 + 3 + own, differentiable=False, own=law)
 
 
 class Distillation(nn.Module):
@@ -424,6 +520,21 @@ class Distillation(nn.Module):
         return self.student(x) - self.teacher(x)
 
 
+def approaches(model: nn.Module) -> None:
+    """Let the student stand still, elsewhere than at the first update."""
+    x, start = torch.randn(4, 5, dtype=torch.float64), [p.detach().clone() for p in model.student.parameters()]
+    model.teacher.update(model.student)
+    assert torch.equal(model.student(x), model.teacher(x))
+    with torch.no_grad():
+        for parameter in model.student.parameters():
+            parameter.add_(1)
+    for count in range(1, 5):
+        model.teacher.update(model.student)
+        left = 0.9**count * 0.1 / (1 - 0.9 ** (count + 1))  # what the first update still counts
+        for mean, parameter, old in zip(model.teacher.parameters(), model.student.parameters(), start, strict=True):
+            near(mean, parameter.detach() * (1 - left) + old * left)
+
+
 def ema() -> Iterator[Layer]:
     def autoencode(t, at, x):
         code = torch.tanh(x @ t[at + "encoder.0.weight"].t() + t[at + "encoder.0.bias"])
@@ -432,7 +543,19 @@ def ema() -> Iterator[Layer]:
     def by_hand(t, x):
         return autoencode(t, "student.", x) - autoencode(t, "teacher.module.", x).detach()
 
-    yield Layer("EMA", Distillation, lambda: (torch.randn(4, 5),), by_hand, 2 * (5 * 3 + 3 + 5), differentiable=False)
+    count, own = 2 * (5 * 3 + 3 + 5), ("the mean of what the student was, the last counting most", approaches)
+    yield Layer("EMA", Distillation, lambda: (torch.randn(4, 5),), by_hand, count, differentiable=False, own=own)
+
+
+def structured() -> Iterator[Layer]:
+    """Every scheme of `structured_by_hand.py`, by every algorithm; of the ten ways to broadcast, six."""
+    aside = {f"BroadcastLinear {each}" for each in ("output", "output sign", "scalar scale", "scalar sign")}
+    for scheme in SCHEMES:
+        for algorithm in scheme.algorithms if scheme.name not in aside else ():
+            build = lambda scheme=scheme, algorithm=algorithm: scheme.make(algorithm=algorithm)  # noqa: E731
+            inputs = lambda width=scheme.shape[1]: (torch.randn(5, width),)  # noqa: E731
+            count = sum(parameter.numel() for parameter in build().parameters())
+            yield Layer(f"{scheme.name} ({algorithm})", build, inputs, scheme.output, count)
 
 
 SOURCES = [
@@ -447,5 +570,6 @@ SOURCES = [
     attention,
     revin,
     ema,
+    structured,
 ]
 LAYERS = [layer for source in SOURCES for layer in source()]

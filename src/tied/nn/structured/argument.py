@@ -1,6 +1,6 @@
 """What may be handed to a structured layer, checked, in the words of the one template.
 
-Owns: sizes, dtypes, names of algorithms, inputs, and autocast's dtype. Must not know any layer. Read next: `layer.py`.
+Owns: sizes, dtypes, names of algorithms, inputs, and the dtypes to compute in. Must not know any layer. Read next: `layer.py`.
 """
 
 from __future__ import annotations
@@ -116,6 +116,11 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     kind = tensor.device.type
     on = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return values in a dtype that Fourier transforms know, and in which many of them can be added up."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def lowered(output: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ def circulant(columns: Tensor) -> Tensor:
     [[1, 3, 2], [2, 1, 3], [3, 2, 1]]
     """
     size = columns.shape[-1]
-    circle = torch.cat((columns, columns), -1).flip(-1)
-    return circle.unfold(-1, size, 1)[..., :size, :].flip(-2)
+    turns = columns.roll(-1, -1).unsqueeze(-2).expand(*columns.shape[:-1], size + 1, size)
+    shifted = turns.flatten(-2).unflatten(-1, (size, size + 1))  # rows one longer than a turn: each starts one later
+    return shifted[..., :size].flip(-1)
 
 
 class CirculantLinear(StructuredLinear):

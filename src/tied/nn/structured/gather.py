@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tied.errors import DeviceError
+from tied.nn.structured.argument import wide
 from tied.nn.structured.fixed import FixedTensors
-
-NARROW = (torch.bfloat16, torch.float16)
 
 
 def gather(theta: Tensor, index: Tensor) -> Tensor:
@@ -42,6 +41,8 @@ def gather(theta: Tensor, index: Tensor) -> Tensor:
             expected="one device",
             fix="move the whole layer: layer.to(device)",
         )
+    if torch.compiler.is_compiling():  # compilers pair the kernels themselves, and stop at a `jvp`
+        return _pick(wide(theta), index).to(theta.dtype)
     picked: Tensor = _Gather.apply(theta, index)  # pyright: ignore[reportAssignmentType]
     return picked
 
@@ -69,8 +70,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (index,) = ctx.saved_tensors
-        wide = cotangent.float() if cotangent.dtype in NARROW else cotangent
-        sums = wide.new_zeros(ctx.length).scatter_add(0, index.reshape(-1), wide.reshape(-1))
+        parts = wide(cotangent).reshape(-1)
+        sums = parts.new_zeros(ctx.length).scatter_add(0, index.reshape(-1), parts)
         return sums.to(cotangent.dtype), None
 
     @staticmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tied.nn.structured.argument import wide
 from tied.nn.structured.layer import StructuredLinear
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ def spectrum(values: Tensor, length: int) -> Tensor:
 
     FFT libraries lack bfloat16, and float16 in part: these are transformed in float32.
     """
-    wide = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-    return torch.fft.rfft(wide, n=length)
+    return torch.fft.rfft(wide(values), n=length)
 
 
 def smooth_length(least: int) -> int:

@@ -1,0 +1,216 @@
+"""The structured layers, each beside its matrix written out by hand, entry by entry, in plain torch."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from tied.nn import (
+    BlockCirculantLinear,
+    BroadcastLinear,
+    CirculantLinear,
+    CodebookLinear,
+    HashedLinear,
+    KroneckerLinear,
+    OrbitLinear,
+    SetLinear,
+    SymmetricLinear,
+    SymmetryWarning,
+    ToeplitzLinear,
+)
+
+Tensors = dict[str, Tensor]
+Entry = Callable[[Tensors, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One layer under test, and the entry `(i, j)` of its matrix by hand."""
+
+    name: str
+    make: Callable[..., nn.Module]
+    shape: tuple[int, int]
+    entry: Entry
+    algorithms: tuple[str, ...] = ("dense",)
+    bias: Callable[[Tensors, int], Tensor] = lambda tensors, i: tensors["bias"][i]
+
+    def layer(self, **options: object) -> nn.Module:
+        """A new layer in float64, unless another dtype is asked for."""
+        return self.make(**{"dtype": torch.float64, **options})
+
+    def matrix(self, tensors: Tensors) -> Tensor:
+        """The matrix of shape `(out, in)`, entry by entry."""
+        rows, columns = self.shape
+        return torch.stack([torch.stack([self.entry(tensors, i, j) for j in range(columns)]) for i in range(rows)])
+
+    def output(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """What the layer computes, with the matrix by hand."""
+        output = x @ self.matrix(tensors).T
+        if "bias" not in tensors:
+            return output
+        return output + torch.stack([self.bias(tensors, i) for i in range(self.shape[0])])
+
+
+def leaves(layer: nn.Module) -> Tensors:
+    """The layer's parameters as new leaves, and its buffers."""
+    parameters = {name: value.detach().clone().requires_grad_() for name, value in layer.named_parameters()}
+    return {**parameters, **dict(layer.named_buffers())}
+
+
+# By hand
+
+
+def toeplitz(t: Tensors, i: int, j: int) -> Tensor:
+    return t["theta"][i - j + 7 - 1]
+
+
+def circulant(t: Tensors, i: int, j: int) -> Tensor:
+    return t["theta"][(i - j) % 7]
+
+
+def block_circulant(t: Tensors, i: int, j: int) -> Tensor:
+    return t["theta"][i // 3, j // 3, (i % 3 - j % 3) % 3]
+
+
+def kronecker(t: Tensors, i: int, j: int) -> Tensor:
+    return t["left"][i // 2, j // 3] * t["right"][i % 2, j % 3]
+
+
+def given_factors(t: Tensors, i: int, j: int) -> Tensor:
+    return t["left"][i // 5, j // 7] * t["right"][i % 5, j % 7]
+
+
+def symmetric(n: int) -> Entry:
+    """The packed triangle, as LAPACK's users know it: the columns from n / 2 on are moved, and lie transposed."""
+    half = (n + 1) // 2
+
+    def entry(t: Tensors, i: int, j: int) -> Tensor:
+        i, j = max(i, j), min(i, j)
+        if n % 2:
+            return t["theta"][i, j] if j < half else t["theta"][j - half, i - half + 1]
+        return t["theta"][i + 1, j] if j < half else t["theta"][j - half, i - half]
+
+    return entry
+
+
+def set_of(t: Tensors, i: int, j: int) -> Tensor:
+    return t["theta"][0] * (i == j) + t["theta"][1]
+
+
+def splitmix(seed: int, position: int) -> int:
+    """SplitMix64 in Python's own integers."""
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def hashed(t: Tensors, i: int, j: int) -> Tensor:
+    h = splitmix(3, i * 7 + j)
+    return t["theta"][(h >> 1) % 6] * (-1 if h & 1 else 1)
+
+
+def codebook(t: Tensors, i: int, j: int) -> Tensor:
+    return t["theta"][int(t["codes"][i, j])]
+
+
+def broadcast(per: str, private: str | None = None) -> Entry:
+    def entry(t: Tensors, i: int, j: int) -> Tensor:
+        theta = {"input": j, "output": i, "scalar": 0, "diagonal": i}[per]
+        value = t["theta"][theta] * (i == j if per == "diagonal" else 1)
+        if private == "scale":
+            value = value * t["scale"][j if per == "output" else i]
+        if private == "sign":
+            value = value * (-1 if splitmix(5, i * 7 + j) & 1 else 1)
+        return value
+
+    return entry
+
+
+def quietly(*sizes: int, **options: object) -> BroadcastLinear:
+    """Build without the warning of equal outputs, which has its own tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SymmetryWarning)
+        return BroadcastLinear(*sizes, **options)
+
+
+TURN = torch.arange(9).reshape(3, 3).rot90().flatten()
+FLIP = torch.arange(9).reshape(3, 3).flip(0).flatten()
+CORNER_OR_EDGE = [0, 1, 0, 1, 2, 1, 0, 1, 0]  # the orbits of nine pixels under quarter turns
+
+
+def group(generators: list[tuple[list[int], list[int]]]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """All products of generators, each a pair of permutations of inputs and outputs."""
+    found = {tuple(tuple(range(len(side))) for side in generators[0])}
+    while True:
+        more = {
+            (tuple(p[k] for k in inputs), tuple(q[k] for k in outputs))
+            for inputs, outputs in found
+            for p, q in generators
+        } | found
+        if more == found:
+            return found
+        found = more
+
+
+def orbit(generators: list[tuple[list[int], list[int]]]) -> Entry:
+    """An entry is the number of the first entry that the group moves it to; numbers count first entries."""
+    elements = group(generators)
+    inputs, outputs = (range(len(side)) for side in generators[0])
+    first = {(i, j): min((q[i], p[j]) for p, q in elements) for i, j in product(outputs, inputs)}
+    numbers = {place: number for number, place in enumerate(sorted(set(first.values())))}
+    return lambda t, i, j: t["theta"][numbers[first[i, j]]]
+
+
+SHIFT = [[1, 2, 3, 0], [1, 0]]  # four inputs around a circle, two outputs that change places
+
+PIXELS = (TURN.tolist(), TURN.tolist())
+
+SCHEMES = [
+    Scheme("ToeplitzLinear wide", partial(ToeplitzLinear, 7, 5), (5, 7), toeplitz, ("fft", "dense")),
+    Scheme("ToeplitzLinear tall", partial(ToeplitzLinear, 7, 10), (10, 7), toeplitz, ("fft", "dense")),
+    Scheme("CirculantLinear", partial(CirculantLinear, 7), (7, 7), circulant, ("fft", "dense")),
+    Scheme("BlockCirculantLinear", partial(BlockCirculantLinear, 9, 6, 3), (6, 9), block_circulant, ("fft", "dense")),
+    Scheme("KroneckerLinear", partial(KroneckerLinear, 9, 4), (4, 9), kronecker, ("factors", "dense")),
+    Scheme(
+        "KroneckerLinear given",
+        partial(KroneckerLinear, 14, 10, in_factors=(2, 7), out_factors=(2, 5)),
+        (10, 14),
+        given_factors,
+        ("factors", "dense"),
+    ),
+    Scheme("SymmetricLinear even", partial(SymmetricLinear, 6), (6, 6), symmetric(6)),
+    Scheme("SymmetricLinear odd", partial(SymmetricLinear, 7), (7, 7), symmetric(7)),
+    Scheme("SetLinear", partial(SetLinear, 6), (6, 6), set_of, ("closed", "dense"), lambda t, i: t["bias"][0]),
+    Scheme(
+        "OrbitLinear C4",
+        partial(OrbitLinear, [TURN]),
+        (9, 9),
+        orbit([PIXELS]),
+        bias=lambda t, i: t["bias"][CORNER_OR_EDGE[i]],
+    ),
+    Scheme(
+        "OrbitLinear of two actions",
+        partial(OrbitLinear, [SHIFT[0]], [SHIFT[1]]),
+        (2, 4),
+        orbit([(SHIFT[0], SHIFT[1])]),
+        bias=lambda t, i: t["bias"][0],
+    ),
+    Scheme("HashedLinear", partial(HashedLinear, 7, 5, 6, seed=3), (5, 7), hashed),
+    Scheme("CodebookLinear", partial(CodebookLinear, 7, 5, 4), (5, 7), codebook),
+    *(
+        Scheme(
+            f"BroadcastLinear {per}{' ' + private if private else ''}",
+            partial(quietly, 7, 7 if per == "diagonal" else 5, per=per, private=private, seed=5),
+            (7 if per == "diagonal" else 5, 7),
+            broadcast(per, private),
+            ("dense",) if private == "sign" else ("closed", "dense"),
+        )
+        for per, private in product(("input", "output", "scalar", "diagonal"), (None, "scale", "sign"))
+        if per != "diagonal" or private is None
+    ),
+]
