@@ -1,6 +1,7 @@
 """What is made of outcomes: the table and the words, pinned; the page and the JSON, whole."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -160,3 +161,38 @@ def test_the_guide_has_the_counts_of_the_expectation(kind):
     header, _, *lines = to_text(replace(table(record, kind), notes=())).splitlines()
     counts = "\n".join([header, *lines[lines.index("counts:") + 1 :]])
     assert counts in (ROOT / "docs" / "guide" / "matrix.md").read_text(encoding="utf-8")
+
+
+# -- the README -----------------------------------------------------------------------------------------
+
+MATRIX = re.compile(r"(?<=<!-- matrix: written by tests/study/test_matrix_report.py -->\n).*?(?=<!-- end of matrix -->)", re.S)
+
+
+def as_expected(known: Expectation) -> Record:
+    """The outcomes that `tied matrix` had on a known torch."""
+    made = Record(ROWS, known)
+    for kind, rows in known.cells.items():
+        for row, states in rows.items():
+            for recipe, state in states.items():
+                made.add(Outcome(kind, row, recipe, state))
+    return made
+
+
+def summary(known: Expectation) -> str:
+    """The counts of each recipe, as a table of Markdown."""
+    outcomes, kind = as_expected(known), TRANSPOSED
+    words = {"right": ("ok", "refused"), "wrong, silently": ("wrong", "same"), "an error": ("error",)}
+    lines = ["| decoder = encoderᵀ by | " + " | ".join(words) + " |", "|---|" + "---:|" * len(words)]
+    for column in kind.columns:
+        counts = [str(outcomes.count(kind.name, column.key, states)) for states in words.values()]
+        lines.append(f"| {column.name} | " + " | ".join(counts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_the_readme(request):
+    page = ROOT / "README.md"
+    text, made = page.read_text(encoding="utf-8"), summary(expectation.known()[-2])
+    if request.config.getoption("--update-golden"):
+        page.write_text(MATRIX.sub(made, text), encoding="utf-8", newline="\n")
+    else:
+        assert MATRIX.search(text)[0] == made
