@@ -1,5 +1,6 @@
 """Layers with the tie built in, each a few lines over `tied.tie`."""
 
+from tied.nn.accumulate import many_uses as many_uses, shared_linear as shared_linear
 from tied.nn.attention import (
     GroupedAttention as GroupedAttention,
     GroupedLinear as GroupedLinear,
@@ -12,6 +13,7 @@ from tied.nn.conv import (
     TiedConvTranspose3d as TiedConvTranspose3d,
 )
 from tied.nn.ema import EMA as EMA
+from tied.nn.embedding import TiedEmbedding as TiedEmbedding
 from tied.nn.encoder_decoder import tie_vocabulary as tie_vocabulary
 from tied.nn.linear import TiedLinear as TiedLinear
 from tied.nn.looped import Looped as Looped
