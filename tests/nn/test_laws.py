@@ -19,6 +19,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.utils._pytree import tree_leaves, tree_map
 
+import tied
+
 EXACT, SINGLE = 1e-12, 1e-4
 
 
@@ -221,6 +223,21 @@ def empty(layer: Layer) -> None:
     assert len(tree_leaves(none)) == len(tree_leaves(output))
 
 
+def untied(layer: Layer) -> None:
+    """tied.untie changes no output, and leaves nothing tied."""
+    model, inputs = layer.model(), layer.arguments()
+    before = model(*inputs)
+    tied.untie(model)
+    close(model(*inputs), before)
+    assert tied.ties(model) == ()
+
+
+def own(layer: Layer) -> None:
+    """The law of this kind of layer."""
+    assert layer.own is not None
+    layer.own[1](layer.model())
+
+
 LAWS: dict[str, Callable[[Layer], None]] = {
     "forward": forward,
     "gradient": gradient,
@@ -235,11 +252,41 @@ LAWS: dict[str, Callable[[Layer], None]] = {
     "export": exported,
     "vmap": mapped,
     "autocast": autocast,
-    "empty batch": empty,
+    "empty": empty,
+    "untie": untied,
+    "own": own,
 }
 
 
-CELLS = [pytest.param(layer, law, id=f"{layer}-{law}") for layer in LAYERS for law in LAWS if law not in layer.aside]
+def mark(layer: Layer, law: str, reasons: list[str]) -> str:
+    if law in layer.aside:
+        return str(1 + reasons.index(layer.aside[law]))
+    return "x" if applies(layer, law) else "-"
+
+
+def applies(layer: Layer, law: str) -> bool:
+    return law not in layer.aside and (law != "own" or layer.own is not None)
+
+
+def table() -> str:
+    """Print which law holds for which layer: `x`, or the number of the reason why it does not apply."""
+    reasons = list(dict.fromkeys(reason for layer in LAYERS for reason in layer.aside.values()))
+    width = max(len(str(layer)) for layer in LAYERS)
+    lines = ["  ".join([" " * width, *LAWS])]
+    for layer in LAYERS:
+        marks = (mark(layer, law, reasons).center(len(law)) for law in LAWS)
+        lines.append("  ".join([f"{layer!s:{width}}", *marks]).rstrip())
+    lines += ["", *(f"{number}: {reason}" for number, reason in enumerate(reasons, start=1)), "", "own:"]
+    lines += [f"{layer!s:{width}}  {layer.own[0]}" for layer in LAYERS if layer.own]
+    lines += ["", *(f"{name}: {(law.__doc__ or '').splitlines()[0]}" for name, law in LAWS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table(golden):
+    golden("layers-under-law.txt", table())
+
+
+CELLS = [pytest.param(layer, law, id=f"{layer}-{law}") for layer in LAYERS for law in LAWS if applies(layer, law)]
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Using padding='same' with even kernel")
