@@ -1,3 +1,4 @@
-"""Several processes: reading a source that another FSDP2 group has sharded. The only importer of torch.distributed."""
+"""Several processes: sharded sources and files of sharded models. The only importer of torch.distributed."""
 
 from tied.distributed.gather import whole as whole
+from tied.distributed.shards import gathered as gathered, is_first as is_first, spread as spread
