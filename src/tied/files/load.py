@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression
 from tied.algebra.projection import agree
@@ -21,9 +22,12 @@ from tied.files.agreement import WINNERS, Agreement, Winner, agreed, distance
 from tied.files.expansion import Expansion
 from tied.files.installing import install, is_folded, may_fail, unfolded, untouched_on_failure
 from tied.files.ledger import name_of, reference
-from tied.files.names import Names, whole
+from tied.files.names import Names, plain_name, whole
 from tied.files.refusal import shown
 from tied.files.weights import weights_of
+
+
+EXTRA_STATE = "_extra_state"
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ class _Asked:
 
 def _load(asked: _Asked, model: nn.Module, path: str | os.PathLike[str]) -> Loaded:
     names = Names.of(model)
+    _check_lazy(names)
     file = Expansion.open(path)
     with torch.no_grad():
         places = weights_of(file, {*names.values, *names.sources, *names.computed})
@@ -143,8 +148,10 @@ def _load(asked: _Asked, model: nn.Module, path: str | os.PathLike[str]) -> Load
         loaded = _report(names, found, given, places)
         if asked.strict and (loaded.missing or loaded.unexpected):
             raise _misfit(loaded, path)
-        _check_meta(asked, names, found)
+        _check_memory(asked, names, found)
         computed = {name: given[name] for name in names.computed if name in given}
+        outside = {name: computed.pop(name) for name in list(computed) if name not in names.sources}
+        loaded.gaps.update(_computed_gaps(asked, names, outside))
         with untouched_on_failure(names.model, in_place=not asked.assign and (bool(computed) or may_fail(names.model))):
             install(names, found.values, assign=asked.assign)
             loaded.gaps.update(_computed_gaps(asked, names, computed))
@@ -175,12 +182,18 @@ def _renamed(source: Expression, known: Mapping[str, str]) -> Expression:
 def _check_fit(names: Names, given: Mapping[str, Tensor], path: object) -> None:
     """Refuse tensors of another shape, or of a kind that would be converted in silence."""
     for name, tensor in given.items():
+        if name.endswith(EXTRA_STATE):  # whatever its module takes
+            continue
         there = _expected(names, name)
         if tensor.shape != there.shape:
             problem, found, expected = "another shape", f"shape {tuple(tensor.shape)}", f"shape {tuple(there.shape)}"
         elif _kind(tensor) != _kind(there):
             problem, found, expected = "another kind of numbers", str(tensor.dtype), str(there.dtype)
-        elif is_folded(there) and not torch.equal(unfolded(tensor, there).expand_as(tensor), tensor):
+        elif (
+            name in names.stored
+            and is_folded(there)
+            and not torch.equal(unfolded(tensor, there).expand_as(tensor), tensor)
+        ):
             problem, found, expected = "more different entries", "different ones", "equal ones along an expanded axis"
         else:
             continue
@@ -229,14 +242,36 @@ def _fixed(names: Names) -> set[str]:
     return fixed
 
 
-def _check_meta(asked: _Asked, names: Names, found: Agreement) -> None:
-    empty = [name for name in found.values if names.values[name].is_meta]
+def _check_lazy(names: Names) -> None:
+    lazy = [name for name, value in names.values.items() if is_lazy(value)]
+    if lazy:
+        raise KindError(
+            f"{shown(lazy[0])} has no shape yet.",
+            found="a parameter of a lazy module",
+            expected="an initialized one",
+            fix="run one forward through the model, then load",
+        )
+
+
+def _check_memory(asked: _Asked, names: Names, found: Agreement) -> None:
+    """Refuse a model that has no memory where values would go, or would stay without after the load."""
+    empty = [name for name in found.values if getattr(names.values[name], "is_meta", False)]
     if empty and not asked.assign:
         raise KindError(
             f"{shown(empty[0])} is on the meta device, which cannot take values.",
             found=f"{len(empty)} tensors without memory",
             expected="memory, or leave to put the file's tensors into the model",
             fix="load(model, path, assign=True)",
+        )
+    left = [
+        name for name, buffer in names.model.named_buffers() if buffer.is_meta and plain_name(name) not in names.keys
+    ]
+    if left and asked.strict:
+        raise KindError(
+            f"{shown(left[0])} is on the meta device, and no file holds it.",
+            found="a buffer that is not persistent",
+            expected="a buffer with values",
+            fix="build that module on a device, or strict=False and fill the buffer afterwards",
         )
 
 
