@@ -66,7 +66,7 @@ def _draft(path: Path) -> Path:
 
 def _created(draft: Path) -> BinaryIO:
     """Create a file that did not exist; its mode is what any new file gets."""
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     return os.fdopen(handle, "wb", BUFFER)
 
 
