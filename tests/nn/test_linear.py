@@ -193,11 +193,37 @@ TiedLinear(Sequential)
 The model was not changed."""
 
 
+LAZY = """\
+TiedLinear(LazyLinear)
+  The weight has no shape yet.
+  found:    the parameter of a lazy module
+  expected: an initialized one
+  fix:      run one forward through its module first
+The model was not changed."""
+
+INTEGERS = """\
+TiedLinear(Linear)
+  The weight holds no floating-point numbers, so it cannot be trained.
+  found:    torch.int8
+  expected: a floating-point dtype
+  fix:      convert it first: weight.float()
+The model was not changed."""
+
+
+def of_integers() -> nn.Module:
+    layer = nn.Linear(3, 4)
+    layer.weight = nn.Parameter(torch.ones(4, 3, dtype=torch.int8), requires_grad=False)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
 @pytest.mark.parametrize(
     ("encoder", "error", "message"),
     [
         (nn.Conv1d(6, 4, 3), tied.ShapeError, NOT_A_MATRIX),
         (nn.Sequential(nn.Linear(6, 4)), tied.KindError, NO_WEIGHT),
+        (nn.LazyLinear(4), tied.KindError, LAZY),
+        (of_integers(), tied.DtypeError, INTEGERS),
     ],
 )
 def test_wrong_encoder(encoder, error, message):

@@ -72,7 +72,7 @@ mirror(weight)
   The weight holds no floating-point numbers, so it cannot be trained.
   found:    torch.int64
   expected: a floating-point dtype
-  fix:      nn.Parameter(tensor.float())
+  fix:      convert it first: weight.float()
 The model was not changed."""
 
 

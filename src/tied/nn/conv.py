@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import is_lazy
 
 from tied.binding import bind
 from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.linear import draw_bias
+from tied.nn.linear import check_trainable, draw_bias
 
 # padding mode -> which entry of an axis the padded position is a copy of (positions count from the axis' start)
 COPIED: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -71,14 +70,7 @@ class _Adjoint(_ConvTransposeNd):
                 expected=f"the nn.{cls._source.__name__} whose weight is to be used",
                 fix=f"{cls.__name__}(model.conv); another number of dimensions has a class of its own",
             )
-        if is_lazy(conv.weight):
-            raise KindError(
-                "The convolution's weight has no shape yet.",
-                found=f"an uninitialized {type(conv).__name__}",
-                expected="an initialized one",
-                fix="run one forward through the convolution first",
-            )
-        if conv.weight.is_complex():
+        if check_trainable(conv.weight).is_complex():
             raise DtypeError(
                 "The adjoint of a complex convolution needs the conjugate weight, not the same one.",
                 found=str(conv.weight.dtype),
@@ -235,7 +227,7 @@ class TiedConvTranspose2d(_Adjoint, nn.ConvTranspose2d):
 
     Raises:
         KindError: `conv` is no `nn.Conv2d`, or has no shape yet.
-        DtypeError: its weight is complex.
+        DtypeError: its weight is complex, or holds integers.
         ShapeError: `conv` takes no input of `output_size`.
 
     Example:

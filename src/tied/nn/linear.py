@@ -1,6 +1,7 @@
 """A linear layer that computes with another module's weight, transposed.
 
-Owns: `TiedLinear`. Must not keep a tensor of the source: the binding reads it late.
+Owns: `TiedLinear`, and what several layers need: how a bias starts, what a weight must be.
+Must not keep a tensor of the source: the binding reads it late.
 Read next: `autoencoder.py`.
 """
 
@@ -10,9 +11,10 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tied.binding import bind
-from tied.errors import KindError, ShapeError, during
+from tied.errors import DtypeError, KindError, ShapeError, during
 
 
 class TiedLinear(nn.Linear):
@@ -37,8 +39,9 @@ class TiedLinear(nn.Linear):
         dtype: Of the bias; that of `encoder.weight` where not given.
 
     Raises:
-        KindError: `encoder` has no tensor called `weight`.
+        KindError: `encoder` has no tensor called `weight`, or one without a shape yet.
         ShapeError: `encoder.weight` is not a matrix.
+        DtypeError: it holds integers.
 
     Example:
         >>> encoder = nn.Linear(784, 256)
@@ -76,6 +79,30 @@ def draw_bias(bias: torch.Tensor | None, fan_in: int) -> None:
         nn.init.uniform_(bias, -bound, bound)
 
 
+def check_trainable(weight: torch.Tensor) -> torch.Tensor:
+    """Return the weight, if a layer can compute with it and train it.
+
+    Raises:
+        KindError: it has no shape yet.
+        DtypeError: it holds integers.
+    """
+    if is_lazy(weight):
+        raise KindError(
+            "The weight has no shape yet.",
+            found="the parameter of a lazy module",
+            expected="an initialized one",
+            fix="run one forward through its module first",
+        )
+    if not (weight.is_floating_point() or weight.is_complex()):
+        raise DtypeError(
+            "The weight holds no floating-point numbers, so it cannot be trained.",
+            found=str(weight.dtype),
+            expected="a floating-point dtype",
+            fix="convert it first: weight.float()",
+        )
+    return weight
+
+
 def _matrix_of(encoder: nn.Module) -> torch.Tensor:
     weight = getattr(encoder, "weight", None)
     if not isinstance(weight, torch.Tensor):
@@ -85,7 +112,7 @@ def _matrix_of(encoder: nn.Module) -> torch.Tensor:
             expected="a module with a weight of shape (out, in), such as nn.Linear",
             fix="pass the layer itself: TiedLinear(model.encoder)",
         )
-    if weight.dim() != 2:
+    if check_trainable(weight).dim() != 2:
         raise ShapeError(
             "The encoder's weight is not a matrix.",
             found=f"{type(encoder).__name__}.weight of shape {tuple(weight.shape)}",

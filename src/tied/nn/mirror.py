@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.linear import TiedLinear, draw_bias
+from tied.errors import KindError, ShapeError, during
+from tied.nn.linear import TiedLinear, check_trainable, draw_bias
 
 
 def mirror(weight: nn.Parameter, bias: bool = True) -> tuple[nn.Linear, TiedLinear]:
@@ -62,17 +62,10 @@ def _check(weight: object) -> None:
             expected="an nn.Parameter of shape (out, in)",
             fix="mirror(nn.Parameter(tensor)); for the weight of a layer that exists: TiedLinear(layer)",
         )
-    if weight.dim() != 2:
+    if check_trainable(weight).dim() != 2:
         raise ShapeError(
             "The weight is not a matrix.",
             found=f"a Parameter of shape {tuple(weight.shape)}",
             expected="shape (out, in)",
             fix="weight.flatten(1) before it becomes a Parameter",
-        )
-    if not (weight.is_floating_point() or weight.is_complex()):
-        raise DtypeError(
-            "The weight holds no floating-point numbers, so it cannot be trained.",
-            found=str(weight.dtype),
-            expected="a floating-point dtype",
-            fix="nn.Parameter(tensor.float())",
         )
