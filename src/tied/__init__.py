@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         tying as tying,
         untie as untie,
     )
+    from tied.checking.check import check as check
+    from tied.checking.report import Finding as Finding, Group as Group, Report as Report
     from tied.checking.tension import tension as tension
     from tied.checking.verify import verify as verify
     from tied.errors import (
@@ -65,6 +67,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "tied.binding": "tying tie tie_layers ties untie retie adopt alias guard load_state_dict Tie",
+    "tied.checking.check": "check",
+    "tied.checking.report": "Finding Group Report",
     "tied.algebra": "Expression cat kron parse ref stack",
     "tied.files.save": "save",
     "tied.files.load": "load Loaded",

@@ -1,1 +1,4 @@
-"""The eyes: what a model shares, read off its memory; never imports what changes models."""
+"""The eyes: what a model shares, read off its memory; never imports what changes models.
+
+Nothing is imported here, so that `tied rules` answers without torch. Read next: `check.py`.
+"""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
-from tied.checking.groups import Shelf, group_of
-from tied.checking.report import IDENTITY, Finding, Group, State
+from tied.checking.groups import Shelf, group_of, suffix
+from tied.checking.report import IDENTITY, Finding, Group, State, expression
 from tied.checking.rules import finding
 from tied.ledger import cuts
 
@@ -57,8 +58,19 @@ class Seen:
         return next((other for other in found if other in self.memory), None)
 
 
-def judge(seen: Seen) -> Iterator[tuple[Group | None, Finding | None]]:
-    """Yield the groups and findings of every declaration that is not as it should be."""
+class Apart(NamedTuple):
+    """Names that are declared one tensor and are several: as a group, the code of the finding, and who declares it.
+
+    The code is empty where nothing is wrong.
+    """
+
+    group: Group
+    code: str
+    origin: str
+
+
+def judge(seen: Seen) -> Iterator[Apart | Finding]:
+    """Yield what is declared and not there, and what is wrong with declarations themselves."""
     yield from _cut(seen)
     declared = list(pairs(seen.model, seen.memory.keys()))
     yield from _pairs(seen, declared)
@@ -68,24 +80,23 @@ def judge(seen: Seen) -> Iterator[tuple[Group | None, Finding | None]]:
         for rule in undone(module, inside):
             names = [f"{prefix}{rule.pairs[0][0]}", f"{prefix}{rule.pairs[0][1]}"]
             what = f"The rule '{rule.rule}' = '{rule.source}' of {type(module).__name__} is undone by a later rule"
-            yield None, finding("TIE107", names, f"{what}: these two are not tied.")
+            yield finding("TIE107", names, f"{what}: these two are not tied.")
 
 
 # -- ties of `tied` -----------------------------------------------------------------------------------
 
 
-def _cut(seen: Seen) -> Iterator[tuple[Group | None, Finding | None]]:
+def _cut(seen: Seen) -> Iterator[Apart]:
     for cut in cuts(seen.model):
         target, sources = ".".join(cut.target), [".".join(address) for address in cut.source.sources()]
-        group = group_of("declared", [*sources, target], [IDENTITY] * len(sources) + [str(cut.source)], None)
-        fix = 'tied.retie(model)  # keep="source" or keep="target" where the values differ'
-        yield group, finding("TIE109", (target, *sources), f"The declared tie {cut} was cut from outside.", fix)
+        transforms = [IDENTITY, *["source"] * (len(sources) - 1), suffix(cut.source)]
+        yield Apart(group_of("declared", [*sources, target], transforms, seen.tensor(sources[0])), "TIE109", "tied")
 
 
 # -- pairs --------------------------------------------------------------------------------------------
 
 
-def _pairs(seen: Seen, declared: Iterable[Pair]) -> Iterator[tuple[Group | None, Finding | None]]:
+def _pairs(seen: Seen, declared: Iterable[Pair]) -> Iterator[Apart | Finding]:
     components: dict[str, list[str]] = {}
     origins: dict[str, str] = {}
     for pair in declared:
@@ -93,7 +104,7 @@ def _pairs(seen: Seen, declared: Iterable[Pair]) -> Iterator[tuple[Group | None,
         if target is None or source is None:
             names = [name for name, found in zip(pair[:2], (target, source), strict=True) if found is None]
             what = f"{pair.origin} declares {pair.target} = {pair.source}, and has no {' and no '.join(names)}."
-            yield None, finding("TIE108", pair[:2], what)
+            yield finding("TIE108", pair[:2], what)
             continue
         one = components.setdefault(source, [source])
         for name in components.get(target, [target]):
@@ -107,29 +118,37 @@ def _pairs(seen: Seen, declared: Iterable[Pair]) -> Iterator[tuple[Group | None,
             yield from _apart(seen, distinct, origins[distinct[0]])
 
 
-def _apart(seen: Seen, names: list[str], origin: str) -> Iterator[tuple[Group | None, Finding | None]]:
+def _apart(seen: Seen, names: list[str], origin: str) -> Iterator[Apart]:
     """Say how tensors that are declared one, and are several, differ."""
     tensors = [seen.tensor(name) for name in names]
     owners = [seen.model.get_submodule(name.rpartition(".")[0]) for name in names]
     if any(is_offloaded(owner) for owner in owners):
-        yield group_of("declared", names, [IDENTITY] * len(names), tensors[0]), None
+        yield Apart(group_of("declared", names, [IDENTITY] * len(names), tensors[0]), "", origin)
         return
     state = _state([tensor for tensor in tensors if tensor is not None])
-    group = group_of(state, names, [IDENTITY] * len(names), tensors[0])
-    code = {"equal": "TIE103", "drifted": "TIE102"}.get(state, "TIE104")
-    if len({tensor.device for tensor in tensors if tensor is not None}) > 1:
-        code = "TIE501"
-    target, source = names[1], names[0]
-    message = {
-        "TIE102": f"{origin} declares {target} = {source}, and their values differ.",
-        "TIE103": f"{origin} declares {target} = {source}; these are equal copies, and training will part them.",
-        "TIE104": f"{origin} declares {target} = {source}; these are two tensors.",
-        "TIE501": f"{origin} declares {target} = {source}; these are copies on two devices.",
+    several = len({tensor.device for tensor in tensors if tensor is not None}) > 1
+    code = "TIE501" if several else {"equal": "TIE103", "drifted": "TIE102"}.get(state, "TIE104")
+    yield Apart(group_of(state, names, [IDENTITY] * len(names), tensors[0]), code, origin)
+
+
+def apart_finding(group: Group, code: str, origin: str) -> Finding:
+    """Say what is wrong with a group that is declared one."""
+    if code == "TIE109":
+        what = f"The declared tie {group.names[-1]} = {expression(group, -1)} was cut from outside."
+        return finding(code, group.names, what, 'tied.retie(model)  # or retie(model, keep="source")')
+    also = f" (and {len(group.names) - 2} more)" if len(group.names) > 2 else ""
+    what = {
+        "TIE102": "and their values differ",
+        "TIE103": "which are equal copies: training will part them",
+        "TIE104": "which are two tensors",
+        "TIE501": "which are copies on two devices",
     }[code]
     fix = "model.tie_weights()"
     if code == "TIE102":
-        fix += "  # loses the target's values; or keep both: model.config.tie_word_embeddings = False"
-    yield group, finding(code, names, message, fix)
+        fix += "  # loses the target's values; to keep both: model.config.tie_word_embeddings = False"
+    equation = f"{group.names[1]} = {expression(group, 1)}" if len(group.names) > 1 else group.names[0]
+    message = f"{origin} declares {equation}{also}, {what}."
+    return finding(code, group.names, message, fix)
 
 
 def _state(tensors: list[Tensor]) -> State:
@@ -141,7 +160,7 @@ def _state(tensors: list[Tensor]) -> State:
     return "equal" if equal else "drifted"
 
 
-def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[tuple[Group | None, Finding | None]]:
+def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[Finding]:
     """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
     prefixes = [prefix for prefix, _ in transformers_models(seen.model)]
     known = {seen.present(name) for pair in declared for name in pair[:2]}
@@ -153,4 +172,4 @@ def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[tuple[Group | None
         if len(inside) > 1 and unknown and is_parameter and group.state == "tied":
             what = f"{' and '.join(inside[:3])} are one tensor, which transformers does not know: saving refuses, or"
             fix = "model.config.tie_word_embeddings = True  # or tied.adopt(model) and tied.save"
-            yield None, finding("TIE106", inside, f"{what} drops one, and loading draws it anew.", fix)
+            yield finding("TIE106", inside, f"{what} drops one, and loading draws it anew.", fix)

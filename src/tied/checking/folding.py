@@ -30,25 +30,28 @@ def fold(groups: Sequence[Group], parameters: Collection[str]) -> tuple[Group, .
     """
     owners: dict[tuple[str, Paths], list[int]] = {}
     for index, group in enumerate(groups):
-        for paths in _paths(group):
-            owners.setdefault((group.state, paths), []).append(index)
+        for modules in paths(group.names) if set(group.transforms) == {IDENTITY} else ():
+            owners.setdefault((group.state, modules), []).append(index)
     inside = Counter(path for name in parameters for path in _above(name)) if owners else Counter[str]()
     known = set(parameters)
     folded: dict[int, Group | None] = {}
-    for (_, paths), found in sorted(owners.items(), key=lambda item: (item[0][1][0].count("."), item[1])):
+    for (_, modules), found in sorted(owners.items(), key=lambda item: (item[0][1][0].count("."), item[1])):
         shared = sum(groups[index].names[0] in known for index in found)
-        if len(found) > 1 and all(inside[path] == shared for path in paths) and not folded.keys() & set(found):
+        if len(found) > 1 and all(inside[path] == shared for path in modules) and not folded.keys() & set(found):
             folded.update(dict.fromkeys(found))
-            folded[found[0]] = _whole(paths, [groups[index] for index in found])
+            folded[found[0]] = _whole(modules, [groups[index] for index in found])
     return tuple(g for index, group in enumerate(groups) if (g := folded.get(index, group)) is not None)
 
 
-def _paths(group: Group) -> Iterator[Paths]:
-    """Yield the modules that hold a group's names under one name, from the innermost outwards."""
-    if set(group.transforms) != {IDENTITY} or len(group.names) < 2:
-        return
-    split = [name.split(".") for name in group.names]
-    while all(len(segments) > 1 for segments in split) and len({segments[-1] for segments in split}) == 1:
+def paths(names: Sequence[str]) -> Iterator[Paths]:
+    """Yield the modules that hold tensors under one name, from the innermost outwards.
+
+    Example:
+        >>> list(paths(["a.0.attention.weight", "b.0.attention.weight"]))
+        [('a.0.attention', 'b.0.attention'), ('a.0', 'b.0'), ('a', 'b')]
+    """
+    split = [name.split(".") for name in names]
+    while len(names) > 1 and all(len(segments) > 1 for segments in split) and len({s[-1] for s in split}) == 1:
         split = [segments[:-1] for segments in split]
         yield tuple(".".join(segments) for segments in split)
 
@@ -59,7 +62,7 @@ def _above(name: str) -> Iterator[str]:
         yield name
 
 
-def _whole(paths: Paths, parts: list[Group]) -> Group:
+def _whole(modules: Paths, parts: list[Group]) -> Group:
     dtypes = {part.dtype for part in parts}
     dtype, size = dtypes.pop() if len(dtypes) == 1 else "", sum(part.bytes for part in parts)
-    return Group(parts[0].state, paths, (IDENTITY,) * len(paths), (), dtype, size, tuple(parts))
+    return Group(parts[0].state, modules, (IDENTITY,) * len(modules), (), dtype, size, tuple(parts))

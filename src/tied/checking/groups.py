@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -43,10 +45,17 @@ class Shelf:
     names: list[list[str]]
     parameters: list[bool]
 
+    def parameter_names(self) -> set[str]:
+        """Return every name of every Parameter."""
+        named = zip(self.names, self.parameters, strict=True)
+        return {name for names, is_own in named if is_own for name in names}
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, names in enumerate(self.names) for name in names}
+
     def place(self, name: str) -> int | None:
         """Return the position of the tensor with a name."""
-        if not hasattr(self, "_places"):
-            self._places = {name: i for i, names in enumerate(self.names) for name in names}
         return self._places.get(name)
 
 
@@ -143,7 +152,7 @@ def _with_ledger(model: nn.Module, shelf: Shelf, found: list[Group]) -> Iterator
     more: list[Group] = []
     for tie, module, _ in entries(model if inner is None else inner):
         if tie.target[-1] in module._parameters or tie.target[-1] in module._buffers:
-            continue  # cut: the target has a tensor of its own
+            continue  # it was cut: the target has a tensor of its own
         target, sources = prefix + ".".join(tie.target), [prefix + ".".join(s) for s in tie.source.sources()]
         if len(sources) > 1 or shelf.place(sources[0]) is None:
             more.append(_several(shelf, target, sources, tie.source))
@@ -193,6 +202,18 @@ def count(tensors: list[Tensor]) -> tuple[int, int]:
         covered, itemsize = _union([tensors[place] for place in places])
         numbers, size = numbers + covered // itemsize, size + covered
     return numbers, size
+
+
+def size_of_targets(model: nn.Module, shelf: Shelf) -> int:
+    """Return the bytes that the targets of declared ties would take; those of computed sources are not known."""
+    size, inner = 0, model._modules.get("_orig_mod")
+    for tie, _, _ in entries(model if inner is None else inner):
+        prefix = "" if inner is None else "_orig_mod."
+        places = {source: shelf.place(prefix + ".".join(source)) for source in tie.source.sources()}
+        if None not in places.values():
+            metas = {a: torch.empty_like(shelf.tensors[p], device="meta") for a, p in places.items() if p is not None}
+            size += size_of(tie.source.infer(metas))
+    return size
 
 
 def _union(tensors: list[Tensor]) -> tuple[int, int]:

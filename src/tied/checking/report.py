@@ -52,6 +52,19 @@ class Group:
         return data | ({"parts": [part.to_json() for part in self.parts]} if self.parts else {})
 
 
+def expression(group: Group, index: int) -> str:
+    """Return what one name of a group is, as an expression of the first.
+
+    Example:
+        >>> expression(Group("tied", ("a", "b"), ("identity", ".T")), 1)
+        'a.T'
+    """
+    transform = group.transforms[index]
+    if transform == IDENTITY:
+        return group.names[0]
+    return group.names[0] + transform if transform[:1] in ".[" else transform
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing to know about what is shared.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tied.checking.report import SEVERITIES, Finding, Severity
 from tied.errors import KindError
 
-PAGE = "https://github.com/tied-project/tied/blob/main/docs/rules.md"
+PAGE = "docs/rules.md"  # has a section for each rule
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Adapters: LoRA and trained copies (peft) on one end of what is shared.
+
+Owns: the findings TIE411 and TIE412. Adapters are known by their names and attributes, so that peft is not needed.
+Read next: `check.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tied.checking.declarations import Seen
+from tied.checking.report import Finding, Group
+from tied.checking.rules import finding
+
+BASE, ORIGINAL, TRAINED = ".base_layer.", ".original_module.", ".modules_to_save."
+
+
+def look_at_adapters(seen: Seen) -> Iterator[Finding]:
+    """Yield where an adapter sits on shared memory."""
+    for group in seen.groups:
+        adapted = [name for name in group.names if BASE in name and _has_adapter(seen, name)]
+        others = [name for name in group.names if name not in adapted]
+        if adapted and len(group.names) > 1:
+            layer = adapted[0].partition(BASE)[0]
+            end = others[0] if others else adapted[1]
+            what = f"{layer} has an adapter, and its weight is shared with {end}: merging changes that too."
+            fix = "keep the adapter unmerged; or tied.untie(model) before you add it"
+            yield finding("TIE411", group.names, what, fix)
+        yield from _trained_copy(seen, group)
+
+
+def _has_adapter(seen: Seen, name: str) -> bool:
+    try:
+        layer = seen.model.get_submodule(name.partition(BASE)[0])
+    except AttributeError:
+        return False
+    places = (getattr(layer, kind, None) for kind in ("lora_A", "lora_embedding_A", "adapter_layer_names"))
+    return any(place is not None and len(place) > 0 for place in places)
+
+
+def _trained_copy(seen: Seen, group: Group) -> Iterator[Finding]:
+    """Yield where one end has a trained copy that the other end does not share."""
+    wrapped = [name for name in group.names if ORIGINAL in name]
+    if not wrapped or len(group.names) < 2:
+        return
+    copies = {seen.memory[other] for name in wrapped for other in _copies(seen, name)}
+    ends = {name.partition(ORIGINAL)[0] for name in wrapped}
+    if len(ends) == len(group.names) and len(copies) == 1:
+        return
+    layer = wrapped[0].partition(ORIGINAL)[0]
+    end = next((name for name in group.names if name not in wrapped), group.names[-1])
+    what = f"{layer} is trained as a copy of its own, while {end}, which shared its weight, stays as it was."
+    fix = f'LoraConfig(..., ensure_weight_tying=True)  # or tie the copy: tied.tie(model, ..., "{end}")'
+    yield finding("TIE412", group.names, what, fix)
+
+
+def _copies(seen: Seen, name: str) -> list[str]:
+    layer, _, rest = name.partition(ORIGINAL)
+    return [other for other in seen.memory if other.startswith(layer + TRAINED) and other.endswith(f".{rest}")]

@@ -1,0 +1,146 @@
+"""`tied.check`: one look at a live model.
+
+Owns: the public function, and the order in which the eyes look. Must not change anything. Files and state dicts are
+looked at by `tied.files.audit`, above this layer, which is asked by name and gives the same `Report`.
+Read next: `groups.py`, then `declarations.py`, `copies.py`, `meaning.py`, `optimizers.py`, `adapters.py`, `tracing.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tied.checking.adapters import look_at_adapters
+from tied.checking.declarations import Apart, Seen, apart_finding, judge
+from tied.checking.equal import equal_groups
+from tied.checking.folding import fold
+from tied.checking.groups import count, named_tensors, shared, shelve, size_of, size_of_targets
+from tied.checking.meaning import look_at_meaning
+from tied.checking.optimizers import look_at_optimizer
+from tied.checking.relation import OVERLAP
+from tied.checking.report import Finding, Group, Report, expression
+from tied.checking.rules import chosen, finding, known_prefixes
+from tied.checking.tracing import NotTracedError, called, calls
+from tied.errors import KindError, during
+
+
+def check(
+    subject: object,
+    inputs: Any = None,
+    *,
+    optimizer: Optimizer | None = None,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+) -> Report:
+    """Look whether a model or a file really shares what it seems to share; change nothing.
+
+    Memory is compared byte by byte over strides, not by pointers: disjoint views of one buffer share nothing, and
+    a transposed or sliced view is found. Equal constants and fresh initializations are no news.
+
+    Args:
+        subject: A model (which need not know `tied`, and may be on meta), a state dict, or the path of a file.
+        inputs: What one forward takes: a tensor, a tuple, or a dict of names. With them, modules that are called
+            several times are found. A copy of the modules is called, never the model itself.
+        optimizer: Looked at too: whether it steps what is shared once, with one setting.
+        select: Codes of findings, or their beginnings, to report: `["TIE1", "TIE402"]`; None is all.
+        ignore: Codes, or their beginnings, to leave out.
+
+    Returns:
+        The groups that share or should, the findings, and unique counts.
+
+    Raises:
+        KindError: `subject` is none of these, or a code is unknown.
+
+    Example:
+        >>> model = nn.ModuleDict({"encoder": nn.Linear(784, 256), "decoder": nn.Linear(256, 784)})
+        >>> model["decoder"].weight = nn.Parameter(model["encoder"].weight.t())
+        >>> report = check(model)
+        >>> report.ok, report.parameters, report.findings[0].code
+        (False, 201744, 'TIE101')
+    """
+    with during(f"check({type(subject).__name__ if not isinstance(subject, str) else repr(subject)})"):
+        known_prefixes([*(select or ()), *ignore])
+        if isinstance(subject, nn.Module):
+            return _look(subject, inputs, optimizer, select=select, ignore=ignore)
+        if isinstance(subject, str | Path | Mapping):
+            return importlib.import_module("tied.files.audit").audit(subject, select=select, ignore=ignore)
+        raise KindError(
+            "Only models, state dicts and files can be looked at.",
+            found=type(subject).__name__,
+            expected="an nn.Module, a dict of tensors, or a path",
+            fix="tied.check(model), or tied.check('model.safetensors')",
+        )
+
+
+def _look(
+    model: nn.Module, inputs: Any, optimizer: Optimizer | None, *, select: Sequence[str] | None, ignore: Sequence[str]
+) -> Report:
+    shelf = shelve(named_tensors(model))
+    seen = Seen(model, shelf, shared(model, shelf))
+    judged = list(judge(seen))
+    apart = {each.group.names: each for each in judged if isinstance(each, Apart)}
+    equal = equal_groups(seen, {name for names in apart for name in names})
+    groups = fold([*seen.groups, *(each.group for each in apart.values()), *equal], shelf.parameter_names())
+    traced, notes = _traced(model, inputs)
+    findings = [each for each in judged if isinstance(each, Finding)]
+    findings += [*_of_groups(seen, groups, apart), *look_at_meaning(seen), *look_at_adapters(seen)]
+    findings += look_at_optimizer(seen, optimizer) if optimizer is not None else ()
+    size, own = count(shelf.tensors)[1], [t for t, own in zip(shelf.tensors, shelf.parameters, strict=True) if own]
+    everywhere = sum(size_of(t) * len(names) for t, names in zip(shelf.tensors, shelf.names, strict=True))
+    return Report(
+        type(model).__name__,
+        (*groups, *traced),
+        chosen(findings, select=select, ignore=ignore),
+        parameters=count(own)[0],
+        bytes=size,
+        bytes_saved=everywhere + size_of_targets(model, shelf) - size,
+        notes=notes,
+    )
+
+
+def _traced(model: nn.Module, inputs: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+    """Return the modules that are called several times; where inputs were given in vain, say why."""
+    try:
+        return tuple(called(model, calls(model, inputs))), ()
+    except NotTracedError as error:
+        return (), () if inputs is None else (f"Calls were not counted: the forward failed with {error}",)
+
+
+def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ...], Apart]) -> Iterator[Finding]:
+    """Say what is wrong with memory that is shared half, or not at all; one finding for whole modules."""
+    for group in groups:
+        leaf = group.parts[0] if group.parts else group
+        if leaf.names in apart:
+            _, code, origin = apart[leaf.names]
+            if code:
+                yield apart_finding(group, code, origin)
+        elif group.state == "half-tied":
+            yield _half_tied(seen, group, leaf)
+        elif group.state == "equal":
+            fix = f'tied.tie(model, "{group.names[1]}", "{expression(group, 1)}")'
+            yield finding("TIE105", group.names, f"{_listed(group)} hold equal values in separate memory.", fix)
+
+
+def _half_tied(seen: Seen, group: Group, leaf: Group) -> Finding:
+    kinds = {isinstance(seen.tensor(name), nn.Parameter) for name in leaf.names}
+    if kinds != {True}:
+        what = f"{_listed(group)} lie over one memory, until the model is cast, moved or copied."
+        return finding("TIE110", group.names, what, severity="warning" if True in kinds else None)
+    what = f"{_listed(group)} are Parameters over one memory: an optimizer steps it several times, and casts part it."
+    fix = "tied.adopt(model, half_tied=True)  # then build the optimizer anew"
+    if OVERLAP in group.transforms:
+        odd = group.names[group.transforms.index(OVERLAP)]
+        fix = f'p = model.get_parameter("{odd}"); p.data = p.data.clone()'
+    elif hasattr(seen.model, "tie_weights"):
+        fix = "model.tie_weights()  # then build the optimizer anew"
+    return finding("TIE101", group.names, what, fix)
+
+
+def _listed(group: Group) -> str:
+    names = list(group.names) if len(group.names) < 4 else [*group.names[:2], f"{len(group.names) - 2} more"]
+    return f"{', '.join(names[:-1])} and {names[-1]}"

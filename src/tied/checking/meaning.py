@@ -1,0 +1,163 @@
+"""Meaning: sharing that is there, and does not mean what its ends are for.
+
+Owns: the findings TIE201 to TIE207. Reads values only of an embedding that is a head too, and of rows that are
+suspected to be equal. Read next: `check.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase  # batch and instance norms
+
+from tied.checking.declarations import Seen
+from tied.checking.declared import transformers_models
+from tied.checking.report import Finding, Group
+from tied.checking.rules import finding
+
+_ROWS, _WORDS = 16, 8192  # how many features, and how many rows of a head, the first loss is estimated from
+
+
+class End(NamedTuple):
+    """One name of a group: the module that holds it, and the path of that module."""
+
+    name: str
+    path: str
+    module: Any
+
+
+def look_at_meaning(seen: Seen) -> Iterator[Finding]:
+    """Yield what a model's sharing does that its parts do not expect."""
+    for group in seen.groups:
+        ends = [_end(seen, name) for name in group.names]
+        yield from _embedding(seen, group, ends)
+        yield from _frozen(seen, group)
+    yield from _statistics(seen)
+    yield from _rows(seen)
+
+
+def _end(seen: Seen, name: str) -> End:
+    path = name.rpartition(".")[0]
+    return End(name, path, seen.model.get_submodule(path))
+
+
+# -- embeddings ---------------------------------------------------------------------------------------
+
+
+def _embedding(seen: Seen, group: Group, ends: list[End]) -> Iterator[Finding]:
+    """Look at embeddings that share their weight with something that is not one."""
+    others = [end for end in ends if not isinstance(end.module, nn.Embedding | nn.EmbeddingBag)]
+    tables = [end for end in ends if end not in others and end.name.endswith("weight")]
+    if not tables or not others:
+        return
+    other = others[0]
+    for name, path, table in tables:
+        weight = seen.tensor(name)
+        if table.padding_idx is not None and weight is not None and weight.requires_grad:
+            what = f"{path} keeps row {table.padding_idx} for padding, without a gradient; {other.name} gives it one."
+            row = f"g.index_fill(0, torch.tensor([{table.padding_idx}]), 0)"
+            yield finding(
+                "TIE201", (name, other.name), what, f'model.get_parameter("{name}").register_hook(lambda g: {row})'
+            )
+        if table.max_norm is not None:
+            what = f"{path} rescales rows to a norm of {table.max_norm:g} when it is read, in {other.name} too."
+            yield finding("TIE202", (name, other.name), what, f'model.get_submodule("{path}").max_norm = None')
+        if table.sparse:
+            what = f"{path} gives a sparse gradient, and {other.name} a dense one, for one Parameter."
+            yield finding("TIE203", (name, other.name), what, f'model.get_submodule("{path}").sparse = False')
+    yield from _head(seen, tables[0], others)
+
+
+def _head(seen: Seen, table: End, others: list[End]) -> Iterator[Finding]:
+    weight = seen.tensor(table.name)
+    heads = [end for end in others if isinstance(end.module, nn.Linear)]
+    if weight is None or not heads or next(transformers_models(seen.model), None) or not _is_drawn_wide(weight):
+        return
+    loss, chance = first_loss(weight.detach()), math.log(weight.shape[0])
+    if loss > 2 * chance:
+        what = f"{table.name} is drawn from N(0, 1), too wide for the head {heads[0].path}: on features of unit"
+        what += f" variance the first loss is {loss:.3g}, where guessing gives ln {weight.shape[0]} = {chance:.3g}."
+        fix = f'torch.nn.init.normal_(model.get_parameter("{table.name}"), std={weight.shape[1] ** -0.5:.3g})'
+        yield finding("TIE204", (table.name, heads[0].name), what, fix)
+
+
+def _is_drawn_wide(weight: Tensor) -> bool:
+    """Tell whether a matrix looks as `nn.Embedding` draws it, from N(0, 1)."""
+    if weight.dim() != 2 or weight.device.type == "meta" or weight.numel() < 256 or not weight.is_floating_point():
+        return False
+    some = weight.detach()[:_WORDS].float()
+    return abs(float(some.std()) - 1) < 0.1 and abs(float(some.mean())) < 0.1 and float(some.abs().max()) < 7
+
+
+def first_loss(weight: Tensor) -> float:
+    """Measure the cross-entropy of a head on features drawn from N(0, 1), against labels drawn evenly."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(_ROWS, weight.shape[1], generator=generator, dtype=torch.float64)
+    logits = features @ weight[:_WORDS].double().cpu().T
+    missing = math.log(weight.shape[0] / logits.shape[1])
+    return float((logits.logsumexp(1) + missing - logits.mean(1)).mean())
+
+
+# -- gradients, statistics, symmetry ------------------------------------------------------------------
+
+
+def _frozen(seen: Seen, group: Group) -> Iterator[Finding]:
+    own = {name: tensor for name in group.names if isinstance(tensor := seen.tensor(name), nn.Parameter)}
+    trained = [name for name, tensor in own.items() if tensor.requires_grad]
+    frozen = [name for name in own if name not in trained]
+    if trained and frozen:
+        what = f"{trained[0]} is trained and {frozen[0]} is frozen, and they are one memory."
+        yield finding(
+            "TIE206", (trained[0], frozen[0]), what, f'model.get_parameter("{trained[0]}").requires_grad_(False)'
+        )
+
+
+def _statistics(seen: Seen) -> Iterator[Finding]:
+    """Yield norms whose running statistics stand at several places."""
+    for group in seen.groups:
+        ends = [_end(seen, name) for name in group.names if name.rpartition(".")[2] == "running_mean"]
+        if len(ends) > 1 and all(isinstance(end.module, _NormBase) for end in ends):
+            paths = [end.path for end in ends]
+            what = f"{' and '.join(paths[:3])} update the same running statistics: in eval both use the average."
+            yield finding("TIE205", paths, what, "give each place a norm of its own, and tie weight and bias only")
+
+
+def _rows(seen: Seen) -> Iterator[Finding]:
+    """Yield layers all of whose units compute the same, now and after every step."""
+    candidates = {name for group in seen.groups for name in group.names}
+    candidates |= {names[0] for t, names in zip(seen.shelf.tensors, seen.shelf.names, strict=True) if _repeats(t)}
+    for name in sorted(candidates):
+        _, path, module = _end(seen, name)
+        if name.rpartition(".")[2] != "weight" or not isinstance(module, nn.Linear):
+            continue
+        weight = seen.tensor(name)
+        repeats = _repeats(weight) if weight is not None else _is_expanded(seen, name)
+        if repeats and _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
+            what = f"Every unit of {path} has the same weights and bias, and gets the same gradient: they stay equal."
+            yield finding(
+                "TIE207", (name,), what, f'torch.nn.init.uniform_(model.get_submodule("{path}").bias, -0.1, 0.1)'
+            )
+
+
+def _repeats(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (nn.Parameter, Tensor) and tensor.dim() == 2 and tensor.shape[0] > 1 and tensor.stride(0) == 0
+    )
+
+
+def _is_expanded(seen: Seen, name: str) -> bool:
+    """Tell whether a declared target repeats its source."""
+    what = next(t for g in seen.groups for n, t in zip(g.names, g.transforms, strict=True) if n == name)
+    return ".expand(" in what or ".repeat(" in what
+
+
+def _is_even(bias: Tensor | None) -> bool:
+    return bias is None or (bias.device.type != "meta" and bool((bias == bias[:1]).all()))
+
+
+def _rows_are_equal(weight: Tensor) -> bool:
+    return weight.device.type != "meta" and weight.shape[0] > 1 and bool((weight == weight[:1]).all())
