@@ -13,9 +13,11 @@ from typing import Annotated
 
 import typer
 
+from tied.cli.check import check
 from tied.cli.demo import demo
 from tied.cli.matrix import matrix
 from tied.cli.proofs import proofs
+from tied.cli.rules import rules
 
 app = typer.Typer(
     help="Parameter sharing (weight tying) for PyTorch: declare it, keep it, check it, save it.",
@@ -25,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(check)
+app.command()(rules)
 app.command()(demo)
 app.command()(matrix)
 app.command()(proofs)
