@@ -15,9 +15,11 @@ import typer
 
 from tied.cli.check import check
 from tied.cli.demo import demo
+from tied.cli.files import expand, repair, shrink
 from tied.cli.matrix import matrix
 from tied.cli.proofs import proofs
 from tied.cli.rules import rules
+from tied.cli.train import train
 
 app = typer.Typer(
     help="Parameter sharing (weight tying) for PyTorch: declare it, keep it, check it, save it.",
@@ -29,9 +31,13 @@ app = typer.Typer(
 )
 app.command()(check)
 app.command()(rules)
+app.command()(shrink)
+app.command()(expand)
+app.command()(repair)
 app.command()(demo)
 app.command()(matrix)
 app.command()(proofs)
+app.add_typer(train, name="train")
 
 
 def _version(wanted: bool) -> None:
