@@ -26,7 +26,6 @@ from tied.files.names import Names, plain_name, whole
 from tied.files.refusal import shown
 from tied.files.weights import weights_of
 
-
 EXTRA_STATE = "_extra_state"
 
 
