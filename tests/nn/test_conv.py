@@ -117,6 +117,7 @@ def test_bias_device_dtype_and_bound():
     assert bias.shape == (16,)
     bound = (16 * 16) ** -0.5  # 32 / 2 channels, 16 entries of the kernel
     assert 0.8 * bound < bias.abs().max() <= bound
+    assert TiedConvTranspose2d(conv.bfloat16()).bias.dtype == torch.bfloat16
     assert TiedConvTranspose2d(conv, dtype=torch.float64).bias.dtype == torch.float64
     assert TiedConvTranspose2d(nn.Conv2d(1, 1, 1, device="meta")).bias.device.type == "meta"
 
@@ -199,6 +200,11 @@ def strided() -> nn.Conv2d:
         (lambda: TiedConvTranspose2d(nn.Conv2d(2, 3, 3, dtype=torch.complex64)), tied.DtypeError, COMPLEX),
         (lambda: TiedConvTranspose2d(strided(), output_size=(4, 2)), tied.ShapeError, TOO_SMALL),
         (lambda: TiedConvTranspose2d(strided(), output_size=(4,)), tied.ShapeError, AXES),
+        (
+            lambda: TiedConvTranspose2d(strided(), output_size=(4,) * 5),
+            tied.ShapeError,
+            AXES.replace("(4,)", "(4, 4, 4, 4, 4)"),
+        ),
         (
             lambda: TiedConvTranspose2d(nn.Conv2d(2, 3, 4, stride=3))(torch.zeros(1, 3, 2, 2), output_size=(10, 9)),
             tied.ShapeError,

@@ -39,8 +39,7 @@ class RevIN(nn.Module):
 
     The statistics are returned, not kept: two calls may be under way at once. There is one guard: a
     series that does not vary, up to rounding, has the scale 1, for both directions. `gain` and `bias` are
-    learned, and the inverse uses the same ones. They hardly matter: in the experiments that we know of the
-    statistics do the work. No gradient goes through the statistics, as in the authors' code.
+    learned, and the inverse uses the same ones. No gradient goes through the statistics, as in the authors' code.
 
     Shapes:
         x: `(..., time, features)`; statistics: `(..., 1, features)`, in float32 at least; weight, bias: `(features,)`.
