@@ -9,9 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tied.files.expanding import expand as expand
     from tied.files.expansion import load_file as load_file
+    from tied.files.repairing import repair as repair
+    from tied.files.shrinking import shrink as shrink
 
-_HOMES = {"load_file": "tied.files.expansion"}
+_HOMES = {
+    "load_file": "tied.files.expansion",
+    "shrink": "tied.files.shrinking",
+    "expand": "tied.files.expanding",
+    "repair": "tied.files.repairing",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,18 @@
 """The audit of a checkpoint: from what is seen in it to a report.
 
-Owns: the findings TIE3xx and their words. Must not read tensors itself. Read next: `shrink.py`, which acts.
+Owns: the findings TIE3xx and their words. Must not read tensors itself. Read next: `shrinking.py`, which acts.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tied.checking.report import Finding, Group, Report
+from tied.checking.report import Finding, Group, Report, State
 from tied.checking.rules import chosen, finding
 from tied.errors import during, short
 from tied.files.dtypes import BITS, IN_TORCH
@@ -28,7 +29,13 @@ LARGE_BYTES, LARGE_SHARE = 1 << 20, 0.01  # what is less than both is no reason 
 NAMED = 5
 
 
-def audit(path: str | Path, *, prove: bool = False) -> Report:
+def audit(
+    subject: str | Path | Mapping[str, Any],
+    *,
+    prove: bool = False,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+) -> Report:
     """Look for shared, repeated, missing and contradictory tensors in a checkpoint, without a model.
 
     Law: two tensors are reported as copies exactly if they have the same bits, up to the order of axes; with
@@ -37,9 +44,11 @@ def audit(path: str | Path, *, prove: bool = False) -> Report:
     What no two shapes allow is not read; of the rest as much as is needed, in place. The file is not changed.
 
     Args:
-        path: A safetensors file, an index of shards, a folder that holds one of them, or a `.pt`, of which
-            nothing but tensors is read.
+        subject: A safetensors file, an index of shards, a folder that holds one of them, a `.pt`, of which
+            nothing but tensors is read; or a state dict.
         prove: Compare transposed copies element by element.
+        select: Codes of findings, or their beginnings, to report; None is all.
+        ignore: Codes, or their beginnings, to leave out.
 
     Raises:
         FileError: It cannot be read; the message names the file and the offence.
@@ -54,9 +63,10 @@ def audit(path: str | Path, *, prove: bool = False) -> Report:
         >>> [found.code for found in audit(path).findings]
         ['TIE302']
     """
-    with during(f"check({str(path)!r})"):
-        seen = survey(path, prove=prove)
-    return _Auditor(seen).report()
+    with during(f"check({str(subject)!r})" if isinstance(subject, str | Path) else "check(state_dict)"):
+        seen = survey(subject, prove=prove)
+    report = _Auditor(seen).report()
+    return replace(report, findings=chosen(report.findings, select=select, ignore=ignore))
 
 
 class _Auditor:
@@ -77,7 +87,7 @@ class _Auditor:
         return Report(
             subject=str(self.seen.checkpoint.path),
             groups=tuple(self.groups()),
-            findings=chosen(self.findings()),
+            findings=tuple(self.findings()),
             parameters=sum(math.prod(stored.shape) for stored in self.seen.weights.values() if stored.plain),
             bytes=self.total,
             bytes_saved=saved,
@@ -92,19 +102,24 @@ class _Auditor:
     # -- groups
 
     def groups(self) -> Iterator[Group]:
-        for tie in self.restored():
-            yield _group("tied", (tie.names[0], tie.target), (IDENTITY, _suffix(tie)), self.stored[tie.names[0]])
-        for tie in self.seen.drifted:
-            yield _group("drifted", (tie.names[0], tie.target), (IDENTITY, _suffix(tie)), self.stored[tie.names[0]])
+        shared = [(tie.names[0], tie.target, _suffix(tie)) for tie in self.restored()]
+        yield from self.around("tied", shared)
+        yield from self.around("drifted", [(tie.names[0], tie.target, _suffix(tie)) for tie in self.seen.drifted])
         for found in self.seen.copies:
             yield _group("equal", found.names, found.transforms, self.stored[found.names[0]])
-        for rows in self.seen.rows:
-            yield _group("equal", (rows.whole, rows.part), (IDENTITY, rows.transform), self.stored[rows.whole])
-        if self.seen.storages:
-            for name, expression in self.seen.storages.shared.items():
-                (address,) = expression.sources()
-                source = ".".join(address)
-                yield _group("tied", (source, name), (IDENTITY, _after(str(expression), source)), self.stored[source])
+        yield from self.around("equal", [(rows.whole, rows.part, rows.transform) for rows in self.seen.rows])
+        views: list[tuple[str, str, str]] = []
+        for name, expression in self.seen.storages.shared.items() if self.seen.storages else ():
+            (address,) = expression.sources()
+            views.append((".".join(address), name, _after(str(expression), ".".join(address))))
+        yield from self.around("tied", views)
+
+    def around(self, state: State, found: list[tuple[str, str, str]]) -> Iterator[Group]:
+        """Yield a group for each source, with what its targets are of it."""
+        for source in dict.fromkeys(source for source, _, _ in found):
+            targets = [(target, transform) for one, target, transform in found if one == source]
+            names, transforms = zip((source, IDENTITY), *targets, strict=True)
+            yield _group(state, names, transforms, self.stored[source])
 
     # -- findings
 
@@ -220,22 +235,21 @@ def size(nbytes: int) -> str:
     """Write a number of bytes.
 
     Example:
-        >>> size(999), size(1500), size(3_500_000_000)
-        ('999 bytes', '1.5 kB', '3.5 GB')
+        >>> size(999), size(1536), size(3_500_000_000)
+        ('999 B', '1.5 KiB', '3.3 GiB')
     """
-    if nbytes < 1000:
-        return f"{nbytes} bytes"
-    power = min(int(math.log10(nbytes) / 3 + 1e-9), 4)
-    return f"{nbytes / 1000**power:.1f} {' kMGT'[power]}B"
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    power = min((nbytes.bit_length() - 1) // 10, 4)
+    return f"{nbytes / 1024**power:.1f} {' KMGT'[power]}iB"
 
 
 def _is_declared(found: Copies, name: str, declared: set[frozenset[str]]) -> bool:
     return any(frozenset((name, other)) in declared for other in found.names if other != name)
 
 
-def _group(state: str, names: tuple[str, ...], transforms: tuple[str, ...], first: Stored) -> Group:
-    dtype = IN_TORCH.get(first.dtype, first.dtype)
-    return Group(state, names, transforms, first.shape, dtype, first.nbytes)  # pyright: ignore[reportArgumentType]
+def _group(state: State, names: tuple[str, ...], transforms: tuple[str, ...], first: Stored) -> Group:
+    return Group(state, names, transforms, first.shape, IN_TORCH.get(first.dtype, first.dtype), first.nbytes)
 
 
 def _suffix(tie: Equation) -> str:

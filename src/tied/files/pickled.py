@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
@@ -74,7 +74,11 @@ def open_pickled(path: Path) -> OneFile:
         is_zip = stream.read(4) == b"PK\x03\x04"
         if is_zip:
             _check_archive(stream, path)
-    loaded = _load(path, is_zip)
+    return described(_load(path, is_zip), path)
+
+
+def described(loaded: Any, path: Path) -> OneFile:
+    """Return what was loaded as the content of a file."""
     tensors = {name: PickledTensor.of(value, path) for name, value in tensors_in(loaded, path)}
     return OneFile(path, tensors, loaded=loaded)
 
@@ -102,7 +106,7 @@ _RESAVE = "load it where you trust it, and torch.save(model.state_dict(), path)"
 
 def _is_plain(value: Tensor, nbytes: int) -> bool:
     """Tell whether a tensor has elements of its own, one after another, that can be seen."""
-    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
         return False
     return nbytes <= value.untyped_storage().nbytes()
 
@@ -154,8 +158,8 @@ def tensors_in(loaded: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _inner(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        return list(cast(dict[Any, Any], value).items())
+    if isinstance(value, Mapping):
+        return list(cast(Mapping[Any, Any], value).items())
     if isinstance(value, list | tuple):
         return list(enumerate(cast(list[Any], value)))
     return []

@@ -1,7 +1,7 @@
 """A checkpoint written anew from another one: streamed, read back, and only then put in its place.
 
-Owns: the way of tensors from one checkpoint to the next. Must not decide which tensors: that is for `shrink.py`,
-`expand.py` and `repair.py`.
+Owns: the way of tensors from one checkpoint to the next. Must not decide which tensors: that is for `shrinking.py`,
+`expanding.py` and `repairing.py`.
 """
 
 from __future__ import annotations

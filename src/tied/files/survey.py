@@ -1,6 +1,6 @@
 """What is in a checkpoint: everything that an audit reports and that shrinking and repairing act on.
 
-Owns: the looking, each thing once. Must not judge, nor write. Read next: `audit.py`, `shrink.py`, `repair.py`.
+Owns: the looking, each thing once. Must not judge, nor write. Read next: `audit.py`, `shrinking.py`, `repairing.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tied.errors import FileError
 from tied.files.configuration import Configuration, read_configuration
@@ -22,6 +22,9 @@ from tied.files.workers import Workers
 if TYPE_CHECKING:
     from tied.files.ledger import Equation, Ledger
     from tied.files.storages import Storages
+
+
+STATE_DICT = Path("state dict")
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ class Survey:
         return weights_of(self.checkpoint, self.storages)
 
 
-def survey(path: str | Path, *, prove: bool = False, seed: int | None = None) -> Survey:
+def survey(subject: str | Path | Mapping[str, Any], *, prove: bool = False, seed: int | None = None) -> Survey:
     """Look at a checkpoint; whatever is no checkpoint at all is refused.
 
     Args:
-        path: A file, an index, or a folder.
+        subject: A file, an index, a folder; or a state dict.
         prove: Compare transposed copies element by element, instead of by random sums.
         seed: Of the random places and weights, for a test that wants the same again.
 
@@ -66,7 +69,7 @@ def survey(path: str | Path, *, prove: bool = False, seed: int | None = None) ->
         FileError: It cannot be read.
         OSError: It cannot be opened.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(subject) if isinstance(subject, str | Path) else _in_memory(subject)
     ledger, broken = _ledger(checkpoint)
     storages = _storages(checkpoint)
     weights = weights_of(checkpoint, storages)
@@ -83,7 +86,7 @@ def survey(path: str | Path, *, prove: bool = False, seed: int | None = None) ->
         copies=tuple(copies),
         rows=tuple(rows),
         storages=storages,
-        configuration=read_configuration(checkpoint.path.parent),
+        configuration=read_configuration(checkpoint.path.parent) if isinstance(subject, str | Path) else None,
     )
 
 
@@ -98,6 +101,14 @@ def weights_of(checkpoint: Checkpoint, storages: Storages | None) -> Mapping[str
         return checkpoint.tensors
     left_out = {*storages.shared, *storages.optimizer}
     return {name: stored for name, stored in checkpoint.tensors.items() if name not in left_out}
+
+
+def _in_memory(state: Mapping[str, Any]) -> Checkpoint:
+    """Return a state dict as if it had been read from a file."""
+    from tied.files.pickled import described
+
+    one = described(state, STATE_DICT)
+    return Checkpoint(STATE_DICT, "torch", one.tensors, None, (one,))
 
 
 def _ledger(checkpoint: Checkpoint) -> tuple[Ledger | None, FileError | None]:

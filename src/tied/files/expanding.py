@@ -1,6 +1,6 @@
 """Expanding: every name is stored again, for readers that know no ledger.
 
-Owns: the undoing of `shrink.py`. Must not write by itself (`rewriting.py`). Read next: `repair.py`.
+Owns: the undoing of `shrinking.py`. Must not write by itself (`rewriting.py`). Read next: `repairing.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tied.files.pickled import PickledTensor
 from tied.files.reader import Stored, Words
 from tied.files.refusal import shown
 from tied.files.rewriting import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
-from tied.files.shrink import SHRUNK, Rewritten
+from tied.files.shrinking import SHRUNK, Rewritten
 
 
 def expand(path: str | Path, target: str | Path, *, tell: Tell = silent) -> Rewritten:

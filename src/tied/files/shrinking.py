@@ -1,6 +1,6 @@
 """Shrinking: what a checkpoint stores twice is stored once, and the header says how to get it back.
 
-Owns: the choice of what goes. Must not search (`survey.py`) nor write (`rewriting.py`). Read next: `expand.py`.
+Owns: the choice of what goes. Must not search (`survey.py`) nor write (`rewriting.py`). Read next: `expanding.py`.
 """
 
 from __future__ import annotations
