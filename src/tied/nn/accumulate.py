@@ -29,6 +29,8 @@ FEWEST_WEIGHTS = 2**20  # below, the few microseconds of Python per use cost mor
 ROWS_PER_WIDTH = 1 / 16  # above, the products themselves take all the time
 WAITING_ROWS = 64  # products of few rows wait for one another until they are so many
 
+PLAIN = (Tensor, nn.Parameter)  # other classes may mean something else by a product
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -135,7 +137,7 @@ def first_rows(matrix: Tensor, count: int) -> Tensor:
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    if type(x) is not Tensor or weight.dim() != 2 or weight.numel() < FEWEST_WEIGHTS:
+    if type(x) not in PLAIN or weight.dim() != 2 or weight.numel() < FEWEST_WEIGHTS:
         return False
     rows = x.numel() // weight.shape[1]
     return 0 < rows <= ROWS_PER_WIDTH * min(weight.shape)
@@ -148,7 +150,7 @@ def gathers(weight: Tensor, x: Tensor | None = None) -> bool:
         and torch.is_grad_enabled()
         and weight.requires_grad
         and weight.is_leaf
-        and type(weight) in (nn.Parameter, Tensor)
+        and type(weight) in PLAIN
         and weight.device.type == "cpu"
         and weight.layout is torch.strided
         and weight.is_floating_point()
@@ -159,7 +161,7 @@ def gathers(weight: Tensor, x: Tensor | None = None) -> bool:
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
     alike = x.dtype is weight.dtype and x.device == weight.device and x.layout is weight.layout
-    return type(x) in (nn.Parameter, Tensor) and alike
+    return type(x) in PLAIN and alike
 
 
 def is_transformed() -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tied.nn.accumulate import first_rows, gathered_linear, gathering_of, gathers, is_transformed
+from tied.nn.accumulate import PLAIN, first_rows, gathered_linear, gathering_of, gathers, is_transformed
 from tied.nn.cross_entropy import LossRule, Task, chunked_cross_entropy
 
 FEWEST_SCORES = 2**18  # below, the plain loss is as fast
@@ -90,7 +90,7 @@ def _leaf_of(table: Tensor) -> Tensor:
 
 
 def _is_ordinary(tensor: Tensor, device: torch.device) -> bool:
-    kind = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    kind = type(tensor) in PLAIN and tensor.layout is torch.strided
     return kind and tensor.device == device and tensor.is_floating_point() and device.type in ("cpu", "cuda")
 
 
