@@ -84,17 +84,8 @@ def given_factors(t: Tensors, i: int, j: int) -> Tensor:
     return t["left"][i // 5, j // 7] * t["right"][i % 5, j % 7]
 
 
-def symmetric(n: int) -> Entry:
-    """The packed triangle, as LAPACK's users know it: the columns from n / 2 on are moved, and lie transposed."""
-    half = (n + 1) // 2
-
-    def entry(t: Tensors, i: int, j: int) -> Tensor:
-        i, j = max(i, j), min(i, j)
-        if n % 2:
-            return t["theta"][i, j] if j < half else t["theta"][j - half, i - half + 1]
-        return t["theta"][i + 1, j] if j < half else t["theta"][j - half, i - half]
-
-    return entry
+def symmetric(t: Tensors, i: int, j: int) -> Tensor:
+    return t["theta"][sum(range(max(i, j) + 1)) + min(i, j)]
 
 
 def set_of(t: Tensors, i: int, j: int) -> Tensor:
@@ -183,8 +174,7 @@ SCHEMES = [
         given_factors,
         ("factors", "dense"),
     ),
-    Scheme("SymmetricLinear even", partial(SymmetricLinear, 6), (6, 6), symmetric(6)),
-    Scheme("SymmetricLinear odd", partial(SymmetricLinear, 7), (7, 7), symmetric(7)),
+    Scheme("SymmetricLinear", partial(SymmetricLinear, 6), (6, 6), symmetric),
     Scheme("SetLinear", partial(SetLinear, 6), (6, 6), set_of, ("closed", "dense"), lambda t, i: t["bias"][0]),
     Scheme(
         "OrbitLinear C4",

@@ -1,6 +1,7 @@
 """What may be handed to a structured layer, checked, in the words of the one template.
 
-Owns: sizes, dtypes, names of algorithms, inputs, and the dtypes to compute in. Must not know any layer. Read next: `layer.py`.
+Owns: sizes, dtypes, names of algorithms, inputs, and dtypes to compute in. Must not know any layer. Read next:
+`layer.py`.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class BlockCirculantLinear(StructuredLinear):
 
     def pays(self) -> bool:
         """Compare with the measured crossover."""
-        return self.block_size >= 16 and self.in_features >= 256
+        return self.block_size >= 8 and self.in_features * self.out_features >= 512 * 512
 
     def extra_repr(self) -> str:
         """Show the size of the blocks too."""

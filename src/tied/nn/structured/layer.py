@@ -138,7 +138,8 @@ class StructuredLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The matrix `(out_features, in_features)`, built at each read, differentiable. Writing to it raises."""
-        return computing(self.build, _Structure(self))()
+        structure = _Structure(self)
+        return computing(structure.read, structure)()
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
@@ -159,7 +160,10 @@ class _Structure:
     """Where the matrix of a structured layer comes from, for those who write to it: writes have no place to go."""
 
     def __init__(self, layer: StructuredLinear) -> None:
-        self.layer, self.read = layer, layer.build
+        self.layer = layer
+
+    def read(self) -> Tensor:
+        return self.layer.build().clone(memory_format=torch.contiguous_format)  # which may be a view of parameters
 
     def write(self, value: Tensor) -> NoReturn:
         raise WriteError(

@@ -82,7 +82,3 @@ class SetLinear(StructuredLinear):
         """Add the sum of all inputs to each."""
         own, shared = self.theta.unbind()
         return own * input + shared * input.sum(-1, keepdim=True)
-
-    def pays(self) -> bool:
-        """Compare with the measured crossover."""
-        return self.in_features >= 128

@@ -1,6 +1,6 @@
 """Matrices that equal their transposes.
 
-Owns: `SymmetricLinear`, and its packing. Read next: `gather.py`, for sharing without a closed form.
+Owns: `SymmetricLinear`. Read next: `orbit.py`, for every other symmetry.
 """
 
 from __future__ import annotations
@@ -10,29 +10,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tied.nn.structured.layer import Options, StructuredLinear
+from tied.nn.structured.gather import GatheredLinear
+from tied.nn.structured.layer import Options
 
 if TYPE_CHECKING:
-    from torch import nn
     from typing_extensions import Unpack
 
 
-class SymmetricLinear(StructuredLinear):
+class SymmetricLinear(GatheredLinear):
     """A square linear layer whose matrix equals its transpose.
 
-    Law: `weight == weight.T`, exact; `n (n + 1) / 2` parameters, each entry of the lower triangle once.
+    Law: `weight == weight.T`, exact; `weight[i, j] == theta[i * (i + 1) / 2 + j]` for `i >= j`.
 
-    Its Jacobian is symmetric, so that without a bias the layer is the gradient of `x @ weight @ x / 2`.
-
-    The triangle is stored in a rectangle without gaps (Gustavson's *rectangular full packed* format), of which the
-    matrix is four pieces: faster, and smaller, than an index of its entries.
+    Without a bias the layer is the gradient of `x @ weight @ x / 2`.
 
     Shapes:
-        theta: `(n + 1, n / 2)` for even n, `(n, (n + 1) / 2)` for odd n.
+        theta: `(n * (n + 1) / 2,)`, the lower triangle row by row; index, a buffer that is not stored: `(n, n)`.
 
     Args:
-        features: Width of input and output.
-        bias, algorithm, device, dtype: As in `StructuredLinear`; the one algorithm is `"dense"`.
+        features: n, the width of input and output.
+        bias, device, dtype: As in `StructuredLinear`; the one algorithm is `"dense"`.
 
     Example:
         >>> layer = SymmetricLinear(4)
@@ -40,24 +37,18 @@ class SymmetricLinear(StructuredLinear):
         (True, 10)
 
     Source:
-        Gustavson et al. 2010, Rectangular full packed format for Cholesky's algorithm, ACM TOMS 37(2), section 2.
+        Golub and Van Loan 2013, Matrix Computations, 4th edition, section 1.2.7 (packed storage).
     """
-
-    theta: nn.Parameter
 
     def __init__(self, features: int, **options: Unpack[Options]) -> None:
         super().__init__(features, features, **options)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the rectangle."""
-        return {"theta": (self.in_features + 1 - self.in_features % 2, (self.in_features + 1) // 2)}
+        """Return one number for each entry of the triangle."""
+        return {"theta": (self.in_features * (self.in_features + 1) // 2,)}
 
-    def build(self) -> Tensor:
-        """Unfold the rectangle: a lower triangle, below it a block, above it an upper triangle, moved."""
-        size, odd = self.in_features, self.in_features % 2
-        half = (size + 1) // 2
-        lower = self.theta[1 - odd : 1 - odd + half].tril()
-        block = self.theta[1 - odd + half :]
-        upper = self.theta[: size - half, odd:].triu()
-        first = torch.cat((lower + lower.tril(-1).mT, block.mT), 1)
-        return torch.cat((first, torch.cat((block, upper + upper.triu(1).mT), 1)))
+    def fixed(self) -> dict[str, Tensor]:
+        """Find each entry, or the one across the diagonal, in the triangle."""
+        place = torch.arange(self.in_features, device="cpu")
+        row, column = torch.maximum(place[:, None], place), torch.minimum(place[:, None], place)
+        return {"index": row * (row + 1) // 2 + column}
