@@ -22,7 +22,7 @@ LAYERS = [
     {"binding", "checking"},
     {"files", "nn", "distributed"},
     {"show"},
-    {"study", "testing"},
+    {"study", "testing", "callbacks"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -36,7 +36,9 @@ OWNERS = {
     "click": {"cli"},
     "rich": {"cli"},
     "accelerate": {"study"},
-    "transformers": {"study"},
+    "transformers": {"study", "callbacks"},
+    "lightning": {"callbacks"},
+    "pytest": {"testing"},
 }
 
 UNPICKLES_ITS_OWN = {"study/matrix/copies.py"}  # bytes that it wrote a moment before: a row of the matrix

@@ -202,7 +202,7 @@ def asked(slots: Slots, ties: Mapping[str, str]) -> Iterator[Claim]:
         names = [".".join(ref(target).address), *(".".join(address) for address in expression.sources())]
         for name in names:
             if not slots.holds(name):
-                raise _unknown(slots, name)
+                raise unknown(slots, name)
         claim = expressed(slots, names[0], expression, "asked")
         value, held = claim.value(slots.tensor), slots.tensor(claim.target)
         if value.shape != held.shape:
@@ -215,7 +215,8 @@ def asked(slots: Slots, ties: Mapping[str, str]) -> Iterator[Claim]:
         yield claim
 
 
-def _unknown(slots: Slots, name: str) -> AddressError:
+def unknown(slots: Slots, name: str) -> AddressError:
+    """Word that a name leads to no parameter."""
     near = nearest(name, slots.owners)
     return AddressError(
         f"'{name}' is not a parameter of {type(slots.model).__name__}.",

@@ -6,7 +6,7 @@ Read next: `uses.py`, which asks the reference another question.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +41,11 @@ class Tolerance(NamedTuple):
 
 TOLERANCES = {torch.float64: Tolerance(1e-9, 1e-13, 1e-6), torch.float32: Tolerance(1e-4, 1e-6, 1e-2)}
 COARSE = Tolerance(1e-2, 1e-3, 0.2)  # of half precision
+
+
+def tolerance(dtype: torch.dtype) -> Tolerance:
+    """Return what rounding may do in a dtype."""
+    return TOLERANCES.get(dtype.to_real(), COARSE)
 
 
 class Side:
@@ -98,12 +103,6 @@ class Contest:
     def optimizer(self) -> str:
         """The class of the optimizers."""
         return type(self.single.optimizer).__name__
-
-    @property
-    def tolerance(self) -> Tolerance:
-        """What rounding may do in the coarsest of the dtypes that are trained."""
-        kinds = {parameter.dtype for parameter in self.single.parameters}
-        return max((TOLERANCES.get(kind.to_real(), COARSE) for kind in kinds), default=COARSE)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -180,18 +179,9 @@ class Contest:
         return {name: (self.slots.tensor(name).detach(), tensor.detach()) for name, tensor in expected.items()}
 
     def _gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
-        held = self.slots.parameters()
-        return {name: (_gradient(held[name]), wanted) for name, wanted in self._wanted(_gradient).items()}
-
-    def _wanted(self, of: Callable[[Parameter], Tensor]) -> dict[str, Tensor]:
-        """Return what belongs to each leaf, by a slot's name; where no slot is the leaf, by each slot over it."""
-        leaves, owners = self.reference.leaves, self.slots.owners
-        wanted = {name: of(leaf) for name, leaf in leaves.items() if name in owners}
-        for claim in self.reference.claims.values():
-            for source in claim.sources:
-                if source not in owners:
-                    wanted[claim.target] = claim.value(lambda name: of(leaves[name]))
-        return wanted
+        held, leaves = self.slots.parameters(), self.reference.leaves
+        expected = self.reference.by_slot(lambda leaf: gradient_of(leaves[leaf]))
+        return {name: (gradient_of(held[name]), gradient) for name, gradient in expected.items()}
 
     def _states(self) -> Iterable[Pairs]:
         """Return the optimizers' states, for each of their keys by name."""
@@ -204,12 +194,12 @@ class Contest:
         return found.values()
 
     def _compare(self, kind: str, pairs: Pairs) -> None:
-        scale = max((_largest(expected) for _, expected in pairs.values()), default=0.0)
-        allowed = self.tolerance
+        scale = max((largest(expected) for _, expected in pairs.values()), default=0.0)
+        allowed = max(tolerance(parameter.dtype) for parameter in self.single.parameters)
         floor = allowed.floor * scale + (allowed.rate * self._rate() if kind == "value" else 0.0)
         for name, (found, expected) in pairs.items():
-            size = _distance(found, expected)
-            if not size <= allowed.entry * _largest(expected) + floor:
+            size = distance(found, expected)
+            if not size <= allowed.entry * largest(expected) + floor:
                 self._off.setdefault(name, {}).setdefault(kind, size)
             relative = size / scale if scale else size
             self.differences[kind] = max(self.differences.get(kind, 0.0), relative)
@@ -231,7 +221,7 @@ class Contest:
         group = self._first_group()
         claim = next(claim for claim in self._claims(group) if claim.target in self._off)
         return SharingError(
-            f"{_named(group)} shall be one weight, and have different values before the first step.",
+            f"{listed(group)} shall be one weight, and have different values before the first step.",
             found=f"the largest difference is {self._off[claim.target]['value']:.3g}",
             expected=f"{shown(claim.target)} = {claim.text}",
             fix=_fix(claim),
@@ -247,11 +237,11 @@ class Contest:
         sides = (0, self.model.norm), (1, self.single.norm)
         found, expected = (
             f"gradient norm {figures[root][side]:.4g}, clip norm {norm:.4g}, "
-            f"largest change {max(_largest(after[name][side] - before[name][side]) for name in group):.3g}"
+            f"largest change {max(largest(after[name][side] - before[name][side]) for name in group):.3g}"
             for side, norm in sides
         )
         return SharingError(
-            f"{_named(group)} do not train as one weight: at {where} {self._worst(group)}.",
+            f"{listed(group)} do not train as one weight: at {where} {self._worst(group)}.",
             found=found + self._lacking(root, group),
             expected=expected,
             fix=_fix(self._claims(group)[0]),
@@ -295,7 +285,8 @@ def _fix(claim: Claim) -> str:
     return _FIXES.get(claim.origin, f"take away what copies the weight: {tie}" if claim.origin == "written" else tie)
 
 
-def _named(group: tuple[str, ...]) -> str:
+def listed(group: Sequence[str]) -> str:
+    """Name the members of a group in a sentence, the first four of them."""
     names = [f"'{shown(name)}'" for name in group[:4]]
     more = [f"{len(group) - 4} more"] if len(group) > 4 else []
     *first, last = [*names, *more]
@@ -306,18 +297,20 @@ def _number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def _gradient(parameter: Parameter) -> Tensor:
+def gradient_of(parameter: Parameter) -> Tensor:
+    """Return a parameter's gradient, zeros where it has none."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
+    """Return the largest absolute value; zero where there is none."""
     return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
+def distance(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference, with NaN and infinity equal to themselves; infinite where shapes differ."""
     if found.shape != expected.shape:
         return float("inf")
     same = (found == expected) | (found.isnan() & expected.isnan())
     off = (found - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"))
-    return _largest(off)
+    return largest(off)

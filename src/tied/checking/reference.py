@@ -143,6 +143,14 @@ class Reference:
         if isinstance(module, nn.RNNBase) and "_flat_weights" in module.__dict__:  # torch keeps a list of them
             module._flat_weights = [getattr(module, each) for each in module._flat_weights_names]
 
+    def by_slot(self, of: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Return what `of` says of each leaf, by a slot's name; where no slot is the leaf, by each slot over it."""
+        found = {name: of(name) for name in self.leaves if name in self.slots}
+        for claim in self.claims.values():
+            if not self.leaves.keys().isdisjoint(set(claim.sources) - self.slots.owners.keys()):
+                found[claim.target] = claim.value(of)
+        return found
+
     def pull_back(self, name: str, gradient: Tensor) -> dict[str, Tensor]:
         """Return what a gradient at a slot is at the leaves that it is computed from."""
         names = [leaf for leaf in sorted(self._roots(name) & self.leaves.keys()) if self.leaves[leaf].requires_grad]
