@@ -224,7 +224,7 @@ def _corner(tensor: Tensor, rows: int | None) -> Tensor:
 def is_pattern(tensor: Tensor) -> bool:
     """Tell whether a tensor is one that initialization makes again and again, so that equality says nothing.
 
-    Two values at most (constants, identities, masks), one row or one column repeated, a ramp.
+    Two values at most (constants, identities, masks), one row or one column repeated, a ramp, a table of sines.
     """
     tensor = tensor.detach()
     first = tensor.flatten()[0]
@@ -235,4 +235,12 @@ def is_pattern(tensor: Tensor) -> bool:
         steps = tensor.diff()
         return bool((steps >= 0).all() or (steps <= 0).all())
     same_rows, same_columns = bool((tensor == tensor[:1]).all()), bool((tensor == tensor[..., :1]).all())
-    return same_rows or same_columns
+    return same_rows or same_columns or _is_sinusoidal(tensor)
+
+
+def _is_sinusoidal(tensor: Tensor) -> bool:
+    """Tell whether every row holds as many sines as cosines of the same angles; rows of padding are zero."""
+    if tensor.dim() != 2 or float(tensor.abs().max()) > 1:
+        return False
+    squares = tensor.double().square().sum(1)
+    return bool(((squares - tensor.shape[1] / 2).abs() < 1e-2)[squares > 0].all())

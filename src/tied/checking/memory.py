@@ -85,11 +85,12 @@ def _inside(tensor: Any) -> list[Tensor] | None:
 def _strided(tensor: Tensor) -> tuple[Piece, ...]:
     itemsize = tensor.element_size()
     try:
-        start, space = 0 if hasattr(tensor, "fake_mode") else tensor.data_ptr(), tensor.device
-        if not start:
-            start, space = int(tensor.storage_offset()) * itemsize, tensor.untyped_storage()._cdata
-            if not tensor.untyped_storage().nbytes():
-                return ()
+        storage = tensor.untyped_storage()
+        start, space = int(tensor.storage_offset()) * itemsize, storage._cdata
+        if not (tensor.is_meta or hasattr(tensor, "fake_mode")) and storage.data_ptr():
+            start, space = tensor.data_ptr(), tensor.device
+        if not storage.nbytes():
+            return ()
     except (RuntimeError, NotImplementedError):  # no bytes of its own: opaque tensors
         return ()
     shape = tuple(tensor.shape)
@@ -149,7 +150,7 @@ def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 def _intervals(tensor: Tensor) -> Iterable[tuple[int, int, Hashable]]:
     """Return the intervals of a tensor, fast for the most frequent kind: a plain, contiguous one."""
-    if type(tensor) in PLAIN and tensor.is_contiguous():
+    if type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_meta:
         start = tensor.data_ptr()
         if start:
             return ((start, start + tensor.nbytes, tensor.device),)
