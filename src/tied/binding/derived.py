@@ -135,8 +135,8 @@ def viewing(source: Read, view: Callable[[Tensor], Tensor], origin: Origin) -> R
             value = view(tensor)
         except NotImplementedError as error:
             raise _without_transforms(tensor) from error
-        if type(value) is Tensor and value is not tensor and not is_dynamo_compiling():
-            # Nobody else holds it, and this costs no operation.
+        if type(value) is Tensor and not is_dynamo_compiling():
+            # A view is an object of its own, that nobody else holds; and this costs no operation.
             value.__class__ = Derived if type(tensor) is Derived else Target
             value._origin = origin  # type: ignore[attr-defined]
         return value
