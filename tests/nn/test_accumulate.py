@@ -319,13 +319,33 @@ def test_penalty_on_the_gradient_of_the_input():
     both(act)
 
 
-def test_batched_gradients():
+@pytest.mark.parametrize("rows", [3, 40])
+def test_batched_gradients(rows):
     def act(loop):
-        state = loop.step(loop.step(loop.x)).sum(0)
+        state = loop.step(loop.step(loop.step(loop.x))).sum(0)
         seeds = torch.eye(WIDTH, dtype=torch.float64)
         return torch.autograd.grad(state, loop.leaves, seeds, is_grads_batched=True)
 
-    both(act)
+    both(act, rows=rows)
+
+
+def test_batched_gradients_for_one_use_of_two():
+    """An unbatched gradient and a batched one meet at the weight."""
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return torch.full((40, WIDTH), 2.0, dtype=torch.float64)
+
+    def act(loop):
+        total = (Doubled.apply(loop.step(loop.x)).sum() + loop.step(loop.x).sum()).reshape(1)
+        return torch.autograd.grad(total, loop.weight, torch.ones(4, 1, dtype=torch.float64), is_grads_batched=True)
+
+    both(act, rows=40)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at its first jvp

@@ -175,6 +175,13 @@ def is_transformed() -> bool:
     )
 
 
+def is_ordinary_backward(grad: Tensor) -> bool:
+    """Tell whether a gradient is one tensor that will not be differentiated again."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    batched = functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)
+    return not (torch.is_grad_enabled() or is_transformed() or batched)
+
+
 class Sum:
     """The gradients of many uses of one weight, added up; products of few rows wait for one another."""
 
@@ -247,10 +254,10 @@ class Gathering:
         self._handle = TensorWeakRef(handle)
         return handle
 
-    def sum_for(self, handle: Tensor) -> Sum | None:
-        """Return the sum of the present run of the engine, or None where gradients must take the ordinary way."""
+    def sum_for(self, handle: Tensor, grad: Tensor) -> Sum | None:
+        """Return the sum of the present run of the engine, or None where `grad` must take the ordinary way."""
         run = torch._C._current_graph_task_id()
-        if run < 0 or is_transformed() or torch.is_grad_enabled() or not _runs(handle):
+        if run < 0 or not is_ordinary_backward(grad) or not _runs(handle):
             return None
         return self.sums.setdefault(run, Sum())
 
@@ -291,9 +298,9 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         (grad,) = grads
         gathered = ctx.gathering.take()
-        if gathered is not None and grad is not None:
-            gathered += grad
-        return (grad if gathered is None else gathered), None
+        if gathered is None or grad is None:
+            return (grad if gathered is None else gathered), None
+        return (gathered.add_(grad) if is_ordinary_backward(grad) else gathered + grad), None
 
 
 class _LinearUse(torch.autograd.Function):
@@ -311,7 +318,7 @@ class _LinearUse(torch.autograd.Function):
         x, handle = ctx.saved_tensors
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
         rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        total = ctx.gathering.sum_for(handle) if for_weight else None
+        total = ctx.gathering.sum_for(handle, grad) if for_weight else None
         if total is not None:
             total.add_product(rows, inputs)
         return (
@@ -337,7 +344,7 @@ class _EmbeddingUse(torch.autograd.Function):
         (grad,) = grads
         (tokens,) = ctx.saved_tensors
         padding = -1 if ctx.padding_idx is None else ctx.padding_idx
-        total = ctx.gathering.sum_for(ctx.handle)
+        total = ctx.gathering.sum_for(ctx.handle, grad)
         if total is None:
             ordinary = torch.ops.aten.embedding_backward(grad, tokens, len(ctx.handle), padding, False, False)
             return None, ordinary, None, None, None

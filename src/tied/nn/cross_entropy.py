@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tied.nn.accumulate import Gathering, first_rows, is_transformed
+from tied.nn.accumulate import Gathering, first_rows, is_ordinary_backward
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 64, 1024  # tokens
 
@@ -190,7 +190,7 @@ def _in_range(words: Tensor, count: int) -> Tensor:
     if not words.is_cuda:
         wrong = words[(words < 0) | (words >= count)]
         if len(wrong):
-            functional.nll_loss(torch.zeros(1, count), wrong[:1].cpu())
+            functional.nll_loss(torch.zeros(1, count), wrong[:1].cpu(), ignore_index=0)
     return words
 
 
@@ -235,7 +235,7 @@ class _ChunkedLoss(torch.autograd.Function):
         (grad,) = grads
         hidden, table, bias, targets = ctx.saved_tensors
         wanted, ready, ctx.ready = ctx.needs_input_grad[:3], ctx.ready, None
-        if torch.is_grad_enabled() or is_transformed():
+        if not is_ordinary_backward(grad):
             return *_differentiable(ctx.plain, (hidden, table, bias), wanted, grad), *[None] * 4
         if ready is None:
             walk = Pass(ctx.task, hidden, table, bias)
@@ -249,7 +249,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 if gradient is not None:
                     gradient *= grad
         of_hidden, of_table, of_bias = ready
-        total = ctx.gathering.sum_for(table) if ctx.gathering is not None and of_table is not None else None
+        total = ctx.gathering.sum_for(table, grad) if ctx.gathering is not None and of_table is not None else None
         if total is not None:
             total.take_in(of_table)
         return of_hidden, of_table if total is None else None, of_bias, *[None] * 4

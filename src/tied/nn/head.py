@@ -70,13 +70,16 @@ class Head:
 
     def _pays_in_chunks(self, hidden: Tensor, targets: Tensor, rule: LossRule) -> bool:
         """Tell whether chunks are worth it, and known to be right; everything else is left to torch."""
+        tensors = [tensor for tensor in (hidden, self.table, self.bias) if tensor is not None]
+        casts = self.dtype is not None or torch.is_autocast_enabled(hidden.device.type)
         return (
             not is_transformed()
             and len(hidden) * len(self.table) >= FEWEST_SCORES
             and targets.dtype is torch.int64
             and 0 <= rule.label_smoothing <= 1
             and rule.reduction in ("mean", "sum", "none")
-            and all(_is_ordinary(t, hidden.device) for t in (hidden, self.table, self.bias) if t is not None)
+            and all(_is_ordinary(tensor, targets.device) for tensor in tensors)
+            and (casts or all(tensor.dtype is hidden.dtype for tensor in tensors))
         )
 
 
