@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from tied.errors import FileError, short
 
+MOST_PATH = 100
 AGAIN = "it was cut short: save or download it again"
 SPLIT = "split it into several files: more is refused, so that a hostile file costs no more than a second"
 OTHER = "no reader accepts this: ask whoever wrote the file for another one"
@@ -17,7 +18,13 @@ OTHER = "no reader accepts this: ask whoever wrote the file for another one"
 
 def refuse(path: str | Path, problem: str, *, found: str, expected: str, fix: str = OTHER) -> NoReturn:
     """Raise the error of a broken file."""
-    raise FileError(f"{shown(path)}: {problem}", found=found, expected=expected, fix=fix)
+    raise FileError(f"{shown_path(path)}: {problem}", found=found, expected=expected, fix=fix)
+
+
+def shown_path(path: str | Path) -> str:
+    """Write a path as `shown` writes names, but keep its end, which tells more."""
+    text = ascii(str(path))
+    return text if len(text) <= MOST_PATH else f"{text[0]}...{text[-MOST_PATH:]}"
 
 
 def shown(name: str | Path) -> str:

@@ -22,7 +22,7 @@ from tied.errors import FileError
 from tied.files.compare import same_bytes
 from tied.files.header import Header, read_header_of
 from tied.files.reader import Checkpoint, MappedTensor, Stored, Words
-from tied.files.refusal import refuse, shown
+from tied.files.refusal import refuse, shown, shown_path
 from tied.files.writing import new_files
 
 CHUNK = 1 << 24
@@ -176,4 +176,4 @@ def in_data_order(checkpoint: Checkpoint) -> dict[str, str]:
 
 def unsafe(path: Path, problem: str, *, found: str, fix: str) -> FileError:
     """Word why a checkpoint cannot be written anew without losing something."""
-    return FileError(f"{shown(path)}: {problem}", found=found, expected="nothing lost", fix=fix)
+    return FileError(f"{shown_path(path)}: {problem}", found=found, expected="nothing lost", fix=fix)

@@ -69,7 +69,7 @@ def shrink(path: str | Path, target: str | Path, *, tell: Tell = silent) -> Rewr
         >>> folder, weight = Path(tempfile.mkdtemp()), torch.rand(64, 32)
         >>> save_file({"embed": weight, "head": weight.T.contiguous()}, folder / "a.safetensors")
         >>> print(*shrink(folder / "a.safetensors", folder / "b.safetensors").lines)
-        dropped 'head', which is 'embed.T': 8.2 kB
+        dropped 'head', which is 'embed.T': 8.0 KiB
     """
     with during(f"shrink({str(path)!r}, {str(target)!r})"):
         seen = survey(path)
