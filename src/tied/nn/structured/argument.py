@@ -44,7 +44,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
         near = nearest(value, choices) if isinstance(value, str) else ""
         raise AddressError(
-            f"There is no such {name} here.",
+            f"'{name}' has no such choice.",
             found=short(f"{name}={value!r}"),
             expected=" or ".join(repr(choice) for choice in choices),
             fix=f"did you mean {near}?" if near else f"{name}={choices[0]!r}",

@@ -65,7 +65,8 @@ class CirculantLinear(StructuredLinear):
     fast = "fft"
 
     def __init__(self, features: int, **options: Unpack[Options]) -> None:
-        super().__init__(features, features, **options)
+        with during(f"CirculantLinear({features!r})"):
+            super().__init__(features, features, **options)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return one number for each input."""

@@ -75,7 +75,7 @@ class CodebookLinear(StructuredLinear):
             weight, bias = _matrix_of(layer), getattr(layer, "bias", None)
             width, height = weight.shape[1], weight.shape[0]
             made = cls(width, height, values, bias=isinstance(bias, Tensor), device=weight.device, dtype=weight.dtype)
-            made.fit(weight)
+            made._cluster(made._points(weight))
         if made.bias is not None and isinstance(bias, Tensor):
             made.bias.data.copy_(bias)
         return made.train(layer.training)
@@ -110,7 +110,6 @@ class CodebookLinear(StructuredLinear):
 
     # -- codes ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def fit(self, weight: Tensor) -> None:
         """Choose values and codes for a matrix, by k-means on its entries.
 
@@ -125,10 +124,7 @@ class CodebookLinear(StructuredLinear):
             InverseError: it has entries that are not finite.
         """
         with during("CodebookLinear.fit(weight)"):
-            points = self._points(weight)
-        values, codes = cluster(points, self.values)
-        self.theta.copy_(values)
-        self.codes.copy_(codes.reshape(self.codes.shape))
+            self._cluster(self._points(weight))
 
     @torch.no_grad()
     def reassign(self, weight: Tensor) -> int:
@@ -152,6 +148,12 @@ class CodebookLinear(StructuredLinear):
         changed = int((codes != self.codes).sum())
         self.codes.copy_(codes)
         return changed
+
+    @torch.no_grad()
+    def _cluster(self, points: Tensor) -> None:
+        values, codes = cluster(points, self.values)
+        self.theta.copy_(values)
+        self.codes.copy_(codes.reshape(self.codes.shape))
 
     def _points(self, weight: Tensor) -> Tensor:
         if tuple(weight.shape) != (self.out_features, self.in_features):

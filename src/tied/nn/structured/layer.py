@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tied.binding.derived import computing
-from tied.errors import WriteError, during
+from tied.errors import WriteError
 from tied.nn.linear import draw_bias
 from tied.nn.structured.argument import check_choice, check_dtype, check_input, check_size, lowered
 
@@ -69,12 +69,11 @@ class StructuredLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        with during(f"{type(self).__name__}(...)"):
-            self.in_features = check_size("in_features", in_features)
-            self.out_features = check_size("out_features", out_features)
-            check_dtype(dtype)
-            self.algorithm = algorithm
-            shapes = self.shapes()
+        self.in_features = check_size("in_features", in_features)
+        self.out_features = check_size("out_features", out_features)
+        check_dtype(dtype)
+        self.algorithm = algorithm
+        shapes = self.shapes()
         self._names = tuple(shapes)
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))

@@ -6,7 +6,7 @@ Owns: `OrbitLinear`, and finding orbits. Read next: `hashed.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -125,15 +125,24 @@ def orbits(permutations: Tensor) -> Tensor:
 
 def _permutations(name: str, generators: Iterable[Permutation]) -> tuple[tuple[int, ...], ...]:
     """Return generators as tuples of integers, all of them permutations of one length."""
-    found = tuple(tuple(each.tolist() if isinstance(each, Tensor) else each) for each in generators)
-    for number, each in enumerate(found):
-        if not each or set(each) != set(range(len(each))) or any(type(place) is not int for place in each):
-            raise _no_permutation(f"{name}[{number}]", f"{list(each)}", f"each of 0, ..., {len(each) - 1} once")
-        if len(each) != len(found[0]):
-            raise _no_permutation(f"{name}[{number}]", f"{len(each)} places", f"{len(found[0])}, as {name}[0]")
+    found = tuple(_permutation(f"{name}[{number}]", each) for number, each in enumerate(generators))
     if not found:
         raise _no_permutation(name, "no generators", "at least one; range(n) moves nothing")
+    for number, each in enumerate(found):
+        if len(each) != len(found[0]):
+            raise _no_permutation(f"{name}[{number}]", f"{len(each)} places", f"{len(found[0])}, as {name}[0]")
     return found
+
+
+def _permutation(name: str, given: Any) -> tuple[int, ...]:
+    try:
+        places = given if isinstance(given, Tensor) else torch.tensor(list(given), device="cpu")
+    except (TypeError, ValueError) as error:
+        raise _no_permutation(name, f"{given!r}", "a sequence of whole numbers") from error
+    whole = places.dim() == 1 and places.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
+    if not whole or not places.numel() or sorted(places.tolist()) != list(range(places.numel())):
+        raise _no_permutation(name, f"{places.tolist()}", "each of the numbers from 0 to n - 1 once")
+    return tuple(places.tolist())
 
 
 def _no_permutation(name: str, found: str, expected: str) -> ShapeError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tied.errors import during
 from tied.nn.linear import draw_bias
 from tied.nn.structured.kronecker import draw
 from tied.nn.structured.layer import Options, StructuredLinear
@@ -50,7 +51,8 @@ class SetLinear(StructuredLinear):
     fast = "closed"
 
     def __init__(self, features: int, **options: Unpack[Options]) -> None:
-        super().__init__(features, features, **options)
+        with during(f"SetLinear({features!r})"):
+            super().__init__(features, features, **options)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return two numbers, whatever the size."""

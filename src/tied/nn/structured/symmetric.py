@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tied.errors import during
 from tied.nn.structured.gather import GatheredLinear
 from tied.nn.structured.layer import Options
 
@@ -41,7 +42,8 @@ class SymmetricLinear(GatheredLinear):
     """
 
     def __init__(self, features: int, **options: Unpack[Options]) -> None:
-        super().__init__(features, features, **options)
+        with during(f"SymmetricLinear({features!r})"):
+            super().__init__(features, features, **options)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return one number for each entry of the triangle."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tied.errors import during
 from tied.nn.structured.argument import wide
-from tied.nn.structured.layer import StructuredLinear
+from tied.nn.structured.layer import Options, StructuredLinear
 
 if TYPE_CHECKING:
     from torch import nn
+    from typing_extensions import Unpack
 
 
 def spectrum(values: Tensor, length: int) -> Tensor:
@@ -76,6 +78,10 @@ class ToeplitzLinear(StructuredLinear):
 
     theta: nn.Parameter
     fast = "fft"
+
+    def __init__(self, in_features: int, out_features: int, **options: Unpack[Options]) -> None:
+        with during(f"ToeplitzLinear({in_features!r}, {out_features!r})"):
+            super().__init__(in_features, out_features, **options)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return one number for each diagonal."""
