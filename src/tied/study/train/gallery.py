@@ -100,7 +100,9 @@ def principal_plane(codes: np.ndarray) -> np.ndarray:
 
 
 def draw_curves(runs: Sequence[Run]) -> bytes:
-    """Draw the figures over the epochs, as means over the seeds."""
+    """Draw the figures over the epochs, as means over the seeds; one epoch makes no curve."""
+    if min(len(run.epochs) for run in runs) < 2:
+        return b""
     name = runs[0].task.figure_name
     lines = [line for run in first_of_each(runs) for line in _curves(run, runs)]
     seeds = len({run.plan.seed for run in runs})

@@ -6,6 +6,7 @@ Owns: which file is read how, and the errors that name the file. Must not train.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,7 @@ def _unknown(path: Path) -> DataError:
 def _read_npy(path: Path) -> Samples:
     array = _load(path)
     if not isinstance(array, np.ndarray):
+        array.close()
         raise unreadable(path, "an archive of arrays, by its content")
     return Samples.of(array, source=str(path))
 
@@ -89,10 +91,8 @@ def _read_npz(path: Path) -> Samples:
     archive = _load(path)
     if isinstance(archive, np.ndarray):
         raise unreadable(path, "a single array, by its content")
-    try:
-        arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise unreadable(path, str(error)) from None
+    with archive:
+        arrays = {name: _member(path, archive, name) for name in archive.files}
     labels = next((arrays.pop(name) for name in LABEL_KEYS if name in arrays), np.empty(0))
     wanted = [name for name in IMAGE_KEYS if name in arrays] or list(arrays)
     if len(wanted) != 1:
@@ -110,7 +110,19 @@ def _load(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise unreadable(path, str(error).split("\n")[0]) from None
+        raise unreadable(path, _reason(error)) from None
+
+
+def _member(path: Path, archive: Any, name: str) -> np.ndarray:
+    try:
+        return archive[name]
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise unreadable(path, f"{name}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Say why numpy did not read a file; where it advises unpickling, which runs what the file says, we do not."""
+    return "no array of numbers" if "pickle" in str(error) else str(error)
 
 
 # Folders of images

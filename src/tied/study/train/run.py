@@ -84,7 +84,7 @@ def train(
         >>> from tied.study.train import AutoencoderPlan
         >>> run = train(AutoencoderPlan(epochs=2))
         >>> run.parameters, run.held_out < run.task.baselines["the mean sample"]
-        (10656, True)
+        (10576, True)
     """
     (run,) = _finished(Job(plan, out=_path(out), resume=resume), data)
     return run

@@ -55,7 +55,7 @@ class Samples:
                 are all the same, or labels of another number.
         """
         array = _numbers(np.asarray(values), source)
-        if array.ndim not in (2, 3, 4):
+        if array.ndim not in (2, 3, 4) or 0 in array.shape[1:]:
             raise _shape_error(array, source)
         if len(array) < FEWEST:
             raise _few(len(array), source)
