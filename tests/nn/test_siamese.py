@@ -167,6 +167,7 @@ The model was not changed."""
     ("call", "error", "message"),
     [
         (lambda: Siamese(nn.Identity())(1, 2, 3), tied.ShapeError, COUNT),
+        (lambda: Siamese(nn.Identity())(1), tied.ShapeError, COUNT.replace("3", "1")),
         (lambda: Siamese([nn.Identity()]), tied.KindError, KIND),
         (lambda: Siamese(nn.Identity(), 0), tied.ShapeError, BRANCHES),
         (lambda: Siamese(nn.Identity(), statistics="own"), tied.KindError, WORD),

@@ -100,12 +100,17 @@ class EMA(nn.Module):
         self.updates += 1
         step = 1 - self.decay
         weight = step / (1 - self.decay ** int(self.updates)) if self.debias else step
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
         for kind, ours, theirs in pairs:
             policy = "average" if kind == "parameter" else self.buffer_policy
             if policy == "average" and (ours.is_floating_point() or ours.is_complex()):
-                ours.lerp_(theirs.to(device=ours.device, dtype=ours.dtype), weight)
+                averages.append(ours)
+                values.append(theirs.to(device=ours.device, dtype=ours.dtype))
             elif policy != "own":
                 ours.copy_(theirs)
+        if averages:  # one kernel for all
+            torch._foreach_lerp_(averages, values, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def forward(self, *arguments: Any, **options: Any) -> Any:

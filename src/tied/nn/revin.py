@@ -150,14 +150,16 @@ class RevIN(nn.Module):
 
     def _statistics(self, x: Tensor, mask: Tensor | None) -> Statistics:
         """Return center and scale over the observed moments; where none was observed, 0 and 1."""
-        seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-        count = seen.sum(-2, keepdim=True).clamp(min=1)
-        mean = x.sum(-2, keepdim=True) / count
-        variance = torch.where(seen, x - mean, 0).square().sum(-2, keepdim=True) / count
+        if mask is None:
+            variance, mean = torch.var_mean(x, -2, correction=0, keepdim=True)
+        else:
+            count = mask.sum(-2, keepdim=True).clamp(min=1)
+            mean = x.sum(-2, keepdim=True) / count
+            variance = torch.where(mask, x - mean, 0).square().sum(-2, keepdim=True) / count
         rounding = ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(-2, keepdim=True)
         constant = 0.0 if self.eps else 1.0
         scale = (torch.where(variance.sqrt() > rounding, variance, constant) + self.eps).sqrt()
-        return Statistics(mean if self.center == "mean" else _last(x, seen), scale)
+        return Statistics(mean if self.center == "mean" else _last(x, mask), scale)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[-1] != self.features or not x.shape[-2]:
@@ -170,10 +172,12 @@ class RevIN(nn.Module):
         return f"{self.features}, gain={self.gain!r}, center='{self.center}', eps={self.eps}"
 
 
-def _last(x: Tensor, seen: Tensor) -> Tensor:
+def _last(x: Tensor, mask: Tensor | None) -> Tensor:
     """Return the last observed value of each series."""
+    if mask is None:
+        return x[..., -1:, :]
     moments = torch.arange(x.shape[-2], device=x.device).unsqueeze(-1)
-    return x.gather(-2, torch.where(seen, moments, 0).amax(-2, keepdim=True))
+    return x.gather(-2, torch.where(mask, moments, 0).amax(-2, keepdim=True))
 
 
 # -- checks -----------------------------------------------------------------------------------------
