@@ -133,7 +133,7 @@ def _compare(tensors: Sequence[Tensor], first: int, other: int) -> Copy | None:
     for transform, view in _views(one, two):
         factor = _factor(view, two)
         if factor is not None:
-            return None if is_pattern(two) else Copy(first, other, transform, factor)
+            return None if is_pattern(one) or is_pattern(two) else Copy(first, other, transform, factor)
     return None
 
 

@@ -146,7 +146,7 @@ def apart_finding(group: Group, code: str, origin: str) -> Finding:
     fix = "model.tie_weights()"
     if code == "TIE102":
         fix += "  # loses the target's values; to keep both: model.config.tie_word_embeddings = False"
-    equation = f"{group.names[1]} = {expression(group, 1)}" if len(group.names) > 1 else group.names[0]
+    equation = " = ".join((*group.names[1:2], *group.names[:1]))
     message = f"{origin} declares {equation}{also}, {what}."
     return finding(code, group.names, message, fix)
 

@@ -7,13 +7,14 @@ and never trained. Must not compare tensors itself: `copies.py` does. Read next:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tied.checking.copies import Copy, copies
 from tied.checking.declarations import Seen
-from tied.checking.folding import paths
+from tied.checking.folding import above, paths, whole
 from tied.checking.groups import group_of
 from tied.checking.report import IDENTITY, Group
 
@@ -22,12 +23,19 @@ def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:
     """Yield the groups of equal copies that are worth a line; names in `judged` have one already."""
     names, tensors = _candidates(seen, judged)
     clones = _Clones(seen)
+    modules: dict[str, list[str]] = {}
     found: dict[int, list[Copy]] = {}
     for copy in copies(tensors):
-        pair = names[copy.first], names[copy.other]
         is_table = not tensors[copy.first].requires_grad and not tensors[copy.other].requires_grad
-        if not (is_table and clones.is_trained) and not clones.are_fresh(pair):
+        owners = clones.outermost((names[copy.first], names[copy.other]))
+        if (is_table and clones.is_trained) or (owners and clones.are_fresh(owners)):
+            continue
+        if owners and copy.transform == IDENTITY:
+            others = modules.setdefault(owners[0], [])
+            others += [] if owners[1] in others else [owners[1]]
+        else:
             found.setdefault(copy.first, []).append(copy)
+    yield from (clones.group([first, *others]) for first, others in modules.items())
     for first, others in found.items():
         transforms = [IDENTITY, *(_expression(names[first], copy) for copy in others)]
         yield group_of("equal", [names[first], *(names[copy.other] for copy in others)], transforms, tensors[first])
@@ -49,10 +57,7 @@ def _expression(source: str, copy: Copy) -> str:
 
 
 class _Clones:
-    """Modules that are equal through and through, with fresh constants in them: clones that were never trained.
-
-    `copy.deepcopy` of a layer, as `nn.TransformerEncoder` makes them, leaves norms at one and biases at zero.
-    """
+    """Modules that are equal through and through."""
 
     def __init__(self, seen: Seen) -> None:
         own = [i for i, is_own in enumerate(seen.shelf.parameters) if is_own]
@@ -60,20 +65,44 @@ class _Clones:
         self._known: dict[tuple[str, ...], bool] = {}
         self.is_trained = any(tensor.requires_grad for tensor in self._named.values())
 
-    def are_fresh(self, pair: tuple[str, str]) -> bool:
-        """Tell whether two names lie in such clones."""
-        return any(self._is_fresh(owners) for owners in paths(pair))
+    def outermost(self, pair: tuple[str, str]) -> tuple[str, ...] | None:
+        """Return the outermost modules around two names that are equal in all they own, more than one tensor each."""
+        return next((owners for owners in reversed(list(paths(pair))) if self._are_equal(owners)), None)
 
-    def _is_fresh(self, owners: tuple[str, ...]) -> bool:
+    def are_fresh(self, owners: tuple[str, ...]) -> bool:
+        """Tell whether equal modules were cloned and never trained: there are fresh constants in them.
+
+        `copy.deepcopy` of a layer, as `nn.TransformerEncoder` makes them, leaves norms at one and biases at zero.
+        """
+        return any(_is_constant(tensor) for tensor in self._inside(owners[0]).values())
+
+    def group(self, owners: list[str]) -> Group:
+        """Return equal modules as a group."""
+        inside = self._inside(owners[0])
+        transforms = (IDENTITY,) * len(owners)
+        parts = [
+            group_of("equal", [f"{owner}.{name}" for owner in owners], transforms, tensor)
+            for name, tensor in inside.items()
+        ]
+        return whole(tuple(owners), parts)
+
+    def _are_equal(self, owners: tuple[str, ...]) -> bool:
         if owners not in self._known:
             one, other = (self._inside(path) for path in owners)
-            same = one.keys() == other.keys() and len(one) > 1 and all(_equal(one[n], other[n]) for n in one)
-            self._known[owners] = same and any(_is_constant(tensor) for tensor in one.values())
+            same = one.keys() == other.keys() and len(one) > 1
+            self._known[owners] = same and all(_equal(one[name], other[name]) for name in one)
         return self._known[owners]
 
     def _inside(self, path: str) -> dict[str, Tensor]:
-        prefix = f"{path}."
-        return {name.removeprefix(prefix): t for name, t in self._named.items() if name.startswith(prefix)}
+        return self._by_owner.get(path, {})
+
+    @cached_property
+    def _by_owner(self) -> dict[str, dict[str, Tensor]]:
+        inside: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self._named.items():
+            for owner in above(name):
+                inside.setdefault(owner, {})[name[len(owner) + 1 :]] = tensor
+        return inside
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

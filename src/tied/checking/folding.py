@@ -32,14 +32,14 @@ def fold(groups: Sequence[Group], parameters: Collection[str]) -> tuple[Group, .
     for index, group in enumerate(groups):
         for modules in paths(group.names) if set(group.transforms) == {IDENTITY} else ():
             owners.setdefault((group.state, modules), []).append(index)
-    inside = Counter(path for name in parameters for path in _above(name)) if owners else Counter[str]()
+    inside = Counter(path for name in parameters for path in above(name)) if owners else Counter[str]()
     known = set(parameters)
     folded: dict[int, Group | None] = {}
     for (_, modules), found in sorted(owners.items(), key=lambda item: (item[0][1][0].count("."), item[1])):
         shared = sum(groups[index].names[0] in known for index in found)
         if len(found) > 1 and all(inside[path] == shared for path in modules) and not folded.keys() & set(found):
             folded.update(dict.fromkeys(found))
-            folded[found[0]] = _whole(modules, [groups[index] for index in found])
+            folded[found[0]] = whole(modules, [groups[index] for index in found])
     return tuple(g for index, group in enumerate(groups) if (g := folded.get(index, group)) is not None)
 
 
@@ -56,13 +56,15 @@ def paths(names: Sequence[str]) -> Iterator[Paths]:
         yield tuple(".".join(segments) for segments in split)
 
 
-def _above(name: str) -> Iterator[str]:
+def above(name: str) -> Iterator[str]:
+    """Yield the names of the modules that hold a name, from the innermost outwards."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
 
 
-def _whole(modules: Paths, parts: list[Group]) -> Group:
+def whole(modules: Paths, parts: list[Group]) -> Group:
+    """Return the group of modules that hold the groups `parts`."""
     dtypes = {part.dtype for part in parts}
     dtype, size = dtypes.pop() if len(dtypes) == 1 else "", sum(part.bytes for part in parts)
     return Group(parts[0].state, modules, (IDENTITY,) * len(modules), (), dtype, size, tuple(parts))

@@ -55,9 +55,12 @@ def _twice(held: dict[int, list[Entry]], names: dict[int, list[str]]) -> Iterato
 def _of_group(seen: Seen, group: Group, held: dict[int, list[Entry]]) -> Iterator[Finding]:
     """Look at the Parameters over one memory."""
     own = {name: tensor for name in group.names if (tensor := seen.tensor(name)) is not None}
-    trained = {id(t): name for name, t in reversed(own.items()) if isinstance(t, nn.Parameter) and t.requires_grad}
+    trained: dict[int, str] = {}
+    for name, tensor in own.items():
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            trained.setdefault(id(tensor), name)
     entries = [entry for key in trained for entry in held.get(key, ())]
-    names = [trained[key] for key in trained if key in held][::-1]
+    names = [name for key, name in trained.items() if key in held]
     if len(names) > 1:
         settings = dict.fromkeys(entry.settings for entry in entries)
         if len(settings) > 1:
@@ -68,7 +71,7 @@ def _of_group(seen: Seen, group: Group, held: dict[int, list[Entry]]) -> Iterato
             what = f"{' and '.join(names)} are one memory in {len(names)} entries: each step counts {len(names)} times."
             yield finding("TIE402", names, what, "tied.adopt(model, half_tied=True)  # then build the optimizer anew")
     if trained and not names and _holds_any(seen, held):
-        first = next(reversed(trained.values()))
+        first = next(iter(trained.values()))
         what = f"{first} is shared and trainable, and the optimizer does not hold it, though it holds others."
         yield finding("TIE404", group.names, what, _REBUILD)
 
