@@ -133,17 +133,20 @@ class _Plan:
                 yield name, name_of(address), str(expression)[len(str(reference(name_of(address)))) :], "tie"
 
     def candidates(self, stays: Set[str]) -> Iterator[tuple[str, str, str, Kind]]:
-        """Yield the copies that were found, each with the one that stays."""
+        """Yield the copies that were found, each with the one that stays; copies of rows are rows too."""
+        rows = {one.part: one for one in self.seen.rows}
+        for part, one in rows.items():
+            yield part, one.whole, one.transform, "copy"
         for copies in self.seen.copies:
-            first = next(
-                (n for n, t in zip(copies.names, copies.transforms, strict=True) if n in stays and t == IDENTITY), None
-            )
-            source = first or copies.names[0]
-            for name, transform in zip(copies.names, copies.transforms, strict=True):
-                if name != source:
-                    yield name, source, "" if transform == IDENTITY else transform, "copy"
-        for rows in self.seen.rows:
-            yield rows.part, rows.whole, rows.transform, "copy"
+            known = zip(copies.names, copies.transforms, strict=True)
+            source = next((name for name, how in known if name in stays and how == IDENTITY), copies.names[0])
+            part = rows.get(source)
+            for name, how in zip(copies.names, copies.transforms, strict=True):
+                moved = "" if how == IDENTITY else how
+                if name != source and part and source not in stays:
+                    yield name, part.whole, part.transform + moved, "copy"
+                elif name != source:
+                    yield name, source, moved, "copy"
 
     def needed_by_config(self) -> set[str]:
         """Return head and embedding where config.json unties them: its reader would draw a missing one at random."""
