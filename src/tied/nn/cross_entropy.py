@@ -256,9 +256,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _differentiable(plain: Plain, tensors: tuple[Tensor, Tensor, Tensor | None], wanted: Flags, grad: Tensor) -> Any:
-    """Return gradients that can be differentiated again, by the plain way, with the memory that it takes."""
+    """Return gradients that can be differentiated again, by the plain way, with the memory that it takes.
+
+    Each tensor is taken apart from the others: hidden states usually come from the table, and that way is not ours.
+    """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        inputs = [tensor for tensor, needed in zip(tensors, wanted, strict=True) if tensor is not None and needed]
-        found = iter(torch.autograd.grad(plain(*tensors), inputs, grad, create_graph=again))
+        hidden, table, bias = tensors
+        apart = hidden.view_as(hidden), table.view_as(table), None if bias is None else bias.view_as(bias)
+        inputs = [tensor for tensor, needed in zip(apart, wanted, strict=True) if tensor is not None and needed]
+        found = iter(torch.autograd.grad(plain(*apart), inputs, grad, create_graph=again))
     return tuple(next(found) if needed else None for needed in wanted)

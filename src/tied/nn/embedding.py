@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tied.binding import tie as declare, ties
+from tied.binding.derived import Target
 from tied.errors import AddressError, DtypeError, KindError, ShapeError, during, nearest
 from tied.nn.accumulate import gathered_embedding
 from tied.nn.cross_entropy import LossRule
@@ -279,8 +280,9 @@ class TiedEmbedding(nn.Embedding):
         return -(-words // self.pad_to_multiple_of) * self.pad_to_multiple_of
 
     def _head(self) -> Head:
+        table: Tensor = self.head.weight
         return Head(
-            self.head.weight,
+            table.plain if isinstance(table, Target) else table,
             self.bias,
             scale=self.scale,
             soft_cap=self.soft_cap,

@@ -7,7 +7,6 @@ Must not know where the table comes from. Read next: `cross_entropy.py` for the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,8 @@ class Head:
         """Return the table, whose frozen row gets no gradient."""
         if self.frozen_row is None or not (self.table.requires_grad and torch.is_grad_enabled()):
             return self.table
-        return _FreezeRow.apply(self.table, self.frozen_row)  # type: ignore[no-any-return]
+        before, row, after = self.table.tensor_split((self.frozen_row, self.frozen_row + 1))
+        return torch.cat((before, row.detach(), after))
 
     def loss(self, hidden: Tensor, targets: Tensor, rule: LossRule) -> Tensor:
         """Return the cross-entropy of the scores of `(tokens, width)` for targets `(tokens,)`."""
@@ -95,21 +95,3 @@ def _leaf_of(table: Tensor) -> Tensor:
 def _is_ordinary(tensor: Tensor, device: torch.device) -> bool:
     kind = type(tensor) in PLAIN and tensor.layout is torch.strided
     return kind and tensor.device == device and tensor.is_floating_point() and device.type in ("cpu", "cuda")
-
-
-class _FreezeRow(torch.autograd.Function):
-    """The identity, with no gradient for one row."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(table: Tensor, row: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return table.view_as(table)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.row = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].index_fill(0, torch.tensor([ctx.row], device=grads[0].device), 0), None
