@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tied.algebra import Expression
+from tied.algebra import Expression, Ref
 from tied.errors import KindError
 from tied.files.dtypes import dtype_name
 from tied.files.ledger import Equation, Layout, Ledger, name_of
@@ -80,7 +80,12 @@ def _ordered(tensors: dict[str, Tensor], keys: Mapping[str, str]) -> dict[str, T
 
 
 def _equation(name: str, source: Expression, stored: Mapping[str, Tensor]) -> Equation:
-    value = stored[name] if name in stored else source.infer({a: _meta(stored[name_of(a)]) for a in source.sources()})
+    if name in stored:
+        value = stored[name]
+    elif isinstance(source, Ref):
+        value = stored[name_of(source.address)]
+    else:
+        value = source.infer({a: _meta(stored[name_of(a)]) for a in source.sources()})
     return Equation(name, source, str(dtype_name(value.dtype)), tuple(value.shape))
 
 
@@ -93,7 +98,7 @@ def _meta(tensor: Tensor) -> Tensor:
 
 def _check(name: str, value: Any) -> None:
     obstacle = _obstacle(value)
-    if name == METADATA or name != name.encode(errors="ignore").decode():
+    if name == METADATA or not (name.isascii() or name == name.encode(errors="ignore").decode()):
         obstacle = "a name that no header can hold", "rename the module"
     if obstacle:
         found, fix = obstacle

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.modules.batchnorm import _NormBase
 
+from tied.binding.late import Late
+from tied.binding.loading import reconcile_before
 from tied.files.ledger import name_of
 from tied.files.names import Names, has_memory, is_sharded
 
@@ -26,13 +29,33 @@ def install(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None
         values: By name; of the right shapes and kinds.
         assign: Whether to put the tensors themselves into the model, as torch does.
     """
+    if is_plain(names.model):
+        _put(names, values, assign=assign)
+    else:
+        _load(names, values, assign=assign)
+    if assign:
+        _share_again(names, values)
+
+
+def _put(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
+    """Do what torch would do, slot by slot; torch's own loop takes quadratic time over many children."""
+    for name, value in values.items():
+        present = names.values[name]
+        if not assign:
+            unfolded(present.detach(), present).copy_(unfolded(value, present))
+            continue
+        place, attribute = _slot(names, name)
+        is_parameter = isinstance(present, Parameter)
+        place[attribute] = Parameter(value, requires_grad=present.requires_grad) if is_parameter else value
+
+
+def _load(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
+    """Have torch load, with the code that modules bring along."""
     folded = {} if assign else {name: value for name, value in values.items() if is_folded(names.values[name])}
     state = {names.keys[n]: _as_there(t, names.values[n]) for n, t in values.items() if n not in folded}
     names.model.load_state_dict(state, strict=False, assign=assign)
     for name, value in folded.items():
         unfolded(names.values[name].detach(), names.values[name]).copy_(unfolded(value, names.values[name]))
-    if assign:
-        _share_again(names, values)
 
 
 def is_folded(tensor: Any) -> bool:
@@ -100,6 +123,13 @@ def untouched_on_failure(model: nn.Module, *, in_place: bool) -> Generator[None]
         raise
 
 
+def is_plain(model: nn.Module) -> bool:
+    """Tell whether loading would run nothing but torch's own copy from tensor to tensor."""
+    if torch.__future__.get_swap_module_params_on_conversion() or any(is_sharded(p) for p in model.parameters()):
+        return False
+    return all(code in _PLAIN_CODE for module in model.modules() for code in _loading_code(module))
+
+
 def may_fail(model: nn.Module) -> bool:
     """Tell whether loading runs code that is neither torch's nor ours, and so may fail half way."""
     return any(_is_foreign(code) for module in model.modules() for code in _loading_code(module))
@@ -110,6 +140,17 @@ def _loading_code(module: nn.Module) -> Iterator[Any]:
     yield from (kind.load_state_dict, kind._load_from_state_dict, kind.set_extra_state)
     yield from (getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values())
     yield from module._load_state_dict_post_hooks.values()
+
+
+_MODULE: Any = nn.Module
+_PLAIN_CODE = {
+    _MODULE.load_state_dict,
+    _MODULE._load_from_state_dict,
+    _MODULE.set_extra_state,
+    _NormBase._load_from_state_dict,  # which fills in for files older than num_batches_tracked
+    Late._load_from_state_dict,  # for keys of targets, which are settled by now
+    reconcile_before,
+}
 
 
 def _is_foreign(code: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Names:
         sources = views({name: value for name, value in values.items() if has_memory(value)})
         return cls(model, keys, values, sources, {})._with_ties()
 
-    @property
+    @cached_property
     def stored(self) -> dict[str, Any]:
         """The values that are no expressions of others, by name."""
         return {name: value for name, value in self.values.items() if name not in self.sources}
@@ -125,10 +126,11 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, Expression | None, Link]]
 
     With the expression over the model's addresses, resolved to its roots; None where a source lies outside.
     """
-    found = list(entries(model))
+    late = [(path, m) for path, m in model.named_modules(remove_duplicate=False) if links(m)]
+    found = list(entries(model)) if late else []
     roots = resolve({tie.target: tie.source for tie, _, _ in found})
     known = {(id(module), tie.target[-1]): roots[tie.target] for tie, module, _ in found}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in late:
         for name, link in links(module).items():
             if name not in module._non_persistent_buffers_set:
                 key = f"{path}.{name}" if path else name

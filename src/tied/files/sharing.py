@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from tied.algebra import Expression, parse
+from tied.algebra import Expression, Ref, parse
 from tied.checking.memory import overlapping
 from tied.checking.relation import OVERLAP, relation
 from tied.checking.report import IDENTITY
@@ -52,6 +52,8 @@ def _same_objects(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
 
 def _root(expression: Expression, found: Mapping[str, Expression]) -> Expression:
     """Replace a name that is itself a view by what it is."""
+    if isinstance(expression, Ref):
+        return found.get(name_of(expression.address), expression)
     definitions = {a: found[name_of(a)] for a in expression.sources() if name_of(a) in found}
     return expression.substitute(definitions) if definitions else expression
 
