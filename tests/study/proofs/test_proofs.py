@@ -6,7 +6,7 @@ The oracles here are counts by Burnside's lemma, and transforms written out as l
 import pytest
 import torch
 
-from tied.study.proofs import catalogue, descent, operators, pca, recipe, rotation
+from tied.study.proofs import catalogue, descent, operators, pca, recipe, rotation, start, units
 from tied.study.proofs.finding import Proof
 from tied.study.recipes import SECOND_PARAMETER, UNTIED
 
@@ -91,6 +91,16 @@ def test_an_untied_autoencoder_is_not_pca(monkeypatch):
     monkeypatch.setattr(pca, "fit", impostor)
     assert proven(pca.finds_pca)[1:] == [False, False]  # the error alone is the same, untied
     assert proven(pca.decay_counts_per_use) == [False, False]
+
+
+def test_statistics_that_are_not_given_back_do_not_follow(monkeypatch):
+    monkeypatch.setattr(units.RevIN, "denormalize", lambda self, y, statistics: y)
+    assert proven(units.forecasts_change_with_their_units) == [False, False]
+
+
+def test_a_large_start_is_no_guess(monkeypatch):
+    monkeypatch.setattr(start, "TiedEmbedding", torch.nn.Embedding)
+    assert proven(start.first_loss_is_that_of_a_guess) == [False]
 
 
 # What the proofs are made of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from tied.errors import AddressError, nearest
-from tied.study.proofs import descent, operators, pca, recipe, rotation
+from tied.study.proofs import descent, operators, pca, recipe, rotation, start, units
 from tied.study.proofs.finding import Proof
 
 PROOFS: tuple[Proof, ...] = (
@@ -36,6 +36,18 @@ PROOFS: tuple[Proof, ...] = (
         "Tie over quarter turns, get the symmetry",
         rotation.turned_digits_are_read_alike,
         "Ravanbakhsh et al. 2017, arXiv:1702.08389",
+    ),
+    Proof(
+        "units",
+        "Shared statistics: forecasts change with their units",
+        units.forecasts_change_with_their_units,
+        "Kim et al. 2022, ICLR, section 3",
+    ),
+    Proof(
+        "start",
+        "A tied head starts as a guess",
+        start.first_loss_is_that_of_a_guess,
+        "Press and Wolf 2017, arXiv:1608.05859",
     ),
     Proof("descent", "Training a shared weight is projected training", descent.tied_training_is_projected_training),
     Proof("recipe", "Tied trains as one parameter", recipe.trains_as_one_parameter),
