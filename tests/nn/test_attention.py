@@ -1,5 +1,7 @@
 """Heads, and layers, that share keys and values."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -220,3 +222,9 @@ def test_wrong_use(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == message if message.endswith("changed.") else message in str(caught.value)
+
+
+@pytest.mark.parametrize("layer", [GroupedLinear(8, (4, 2), 2, bias=False), GroupedAttention(8, 4, 2)])
+def test_an_input_on_another_device(layer):
+    with pytest.raises(tied.DeviceError):
+        copy.deepcopy(layer).to("meta")(torch.zeros(2, 3, 8))

@@ -1,5 +1,6 @@
 """`TiedConvTranspose` is the adjoint of its convolution, whatever the convolution's options."""
 
+import copy
 import itertools
 
 import pytest
@@ -222,3 +223,17 @@ def test_wrong_use(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": 1, "padding_mode": "circular"}])
+def test_an_input_on_another_device(options):
+    back = TiedConvTranspose1d(nn.Conv1d(2, 3, 3, device="meta", **options))
+    with pytest.raises(tied.DeviceError):
+        back(torch.zeros(1, 3, 4))
+
+
+def test_a_copy_of_the_layer_alone_has_a_weight_of_its_own():
+    back = TiedConvTranspose1d(nn.Conv1d(2, 3, 3, stride=2), output_size=8)
+    alone, y = copy.deepcopy(back), torch.randn(1, 3, 3)
+    assert {name for name, _ in alone.named_parameters()} == {"weight", "bias"}
+    assert torch.equal(alone(y), back(y))

@@ -47,6 +47,12 @@ def test_addresses_with_brackets():
     assert [str(tie) for tie in made] == ["embed.1.weight = embed.0.weight", "out.weight = embed.0.weight"]
 
 
+def test_a_compiled_model():
+    net = model()
+    assert len(tie_vocabulary(torch.compile(net, backend="eager"), "net.src", "net.tgt", "net.out")) == 2
+    assert len(tied.ties(net)) == 2
+
+
 LARGER = """\
 tie_vocabulary(model, 'net.src', 'net.tgt', 'net.out')
   'net.out' has more words than the encoder.

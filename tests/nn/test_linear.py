@@ -230,3 +230,21 @@ def test_wrong_encoder(encoder, error, message):
     with pytest.raises(error) as caught:
         TiedLinear(encoder)
     assert str(caught.value) == message
+
+
+ELSEWHERE = """\
+TiedLinear.forward(input)
+  Input and weight live on different devices.
+  found:    an input on cpu
+  expected: meta, where the weight is
+  fix:      input.to('meta'), or move the model
+The model was not changed."""
+
+
+def test_an_input_on_another_device():
+    """Without a bias torch 2.13 multiplies by a matrix on meta in silence, and returns what memory held."""
+    layer = TiedLinear(nn.Linear(6, 4, device="meta"), bias=False)
+    with pytest.raises(tied.DeviceError) as caught:
+        layer(torch.ones(2, 4))
+    assert str(caught.value) == ELSEWHERE
+    assert layer(torch.ones(2, 4, device="meta")).shape == (2, 6)

@@ -15,7 +15,7 @@ from torch.nn import Parameter, functional as F
 
 from tied.binding import tie
 from tied.errors import KindError, ShapeError, during
-from tied.nn.linear import draw_bias
+from tied.nn.linear import check_device, draw_bias
 
 
 class GroupedLinear(nn.Linear):
@@ -119,6 +119,7 @@ class GroupedLinear(nn.Linear):
         """Project to the groups, and repeat each for its heads."""
         if any(self._parameters.get(name) is not None for name in ("weight", "bias")):  # somebody untied it
             return super().forward(input)
+        check_device(self, input, self.group_weight)
         small = F.linear(input, self.group_weight, self.group_bias).unflatten(-1, (self.groups, self.width))
         return small.repeat_interleave(self.heads // self.groups, -2).flatten(-2)
 
@@ -205,7 +206,9 @@ class GroupedAttention(nn.Module):
         Raises:
             KindError: keys and values are there twice, or not at all.
             ShapeError: those of the other layer do not fit the heads.
+            DeviceError: `x` lives on another device than the weights.
         """
+        check_device(self, x, self.query.weight)
         if (shared is None) == (self.key_value is None):
             _refuse_ownership(shared)
         pair = shared if shared is not None else self._own(x)

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tied.binding import bind
 from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.linear import check_trainable, draw_bias
+from tied.nn.linear import check_device, check_trainable, draw_bias
 
 # padding mode -> which entry of an axis the padded position is a copy of (positions count from the axis' start)
 COPIED: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -93,15 +93,16 @@ class _Adjoint(_ConvTransposeNd):
 
         Raises:
             ShapeError: the convolution maps no input of that size to this one.
+            DeviceError: the input lives on another device than the weight.
         """
+        weight = self.weight
+        check_device(self, input, weight)
         extra = self.output_padding if output_size is None else self._extra(input, output_size)
         padding = self._reversed_padding_repeated_twice
         if self.padding_mode == "zeros" and padding[::2] == padding[1::2]:
             how = (self.stride, padding[::-2], extra, self.groups, self.dilation)
-            return self._transposed(input, self.weight, self.bias, *how)
-        how = (self.stride, 0, extra, self.groups, self.dilation)
-        padded = self._transposed(input, self.weight, None, *how)
-        output = self._unpad(padded)
+            return self._transposed(input, weight, self.bias, *how)
+        output = self._unpad(self._transposed(input, weight, None, self.stride, 0, extra, self.groups, self.dilation))
         return output if self.bias is None else output + self.bias.view(-1, *[1] * len(extra))
 
     # -- padding ------------------------------------------------------------------------------------

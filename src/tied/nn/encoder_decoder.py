@@ -10,6 +10,7 @@ from torch import nn
 from tied.algebra import Address, Expression, Ref
 from tied.algebra.parser import parse_address
 from tied.binding import Tie, tie
+from tied.binding.declare import unwrapped
 from tied.binding.slots import ModuleTree
 from tied.errors import KindError, ShapeError, during
 
@@ -48,6 +49,7 @@ def tie_vocabulary(model: nn.Module, encoder: str, decoder: str, head: str) -> t
         Press & Wolf 2017, arXiv:1608.05859, section 3 (three-way weight tying).
     """
     with during(f"tie_vocabulary(model, {encoder!r}, {decoder!r}, {head!r})"):
+        model = unwrapped(model)
         tree = ModuleTree(model)
         owner, *targets = (_matrix(tree, address) for address in (encoder, decoder, head))
         return tie(model, {target: _rows(tree, owner, target) for target in targets})

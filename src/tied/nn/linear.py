@@ -11,10 +11,11 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from tied.binding import bind
-from tied.errors import DtypeError, KindError, ShapeError, during
+from tied.errors import DeviceError, DtypeError, KindError, ShapeError, during
 
 
 class TiedLinear(nn.Linear):
@@ -42,6 +43,7 @@ class TiedLinear(nn.Linear):
         KindError: `encoder` has no tensor called `weight`, or one without a shape yet.
         ShapeError: `encoder.weight` is not a matrix.
         DtypeError: it holds integers.
+        DeviceError: an input lives on another device than the weight.
 
     Example:
         >>> encoder = nn.Linear(784, 256)
@@ -70,6 +72,12 @@ class TiedLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Draw a new bias. The weight belongs to the encoder, which resets it."""
         draw_bias(self.bias, self.in_features)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map `(..., out)` of the encoder back to `(..., in)`."""
+        weight = self.weight
+        check_device(self, input, weight)
+        return F.linear(input, weight, self.bias)
 
 
 def draw_bias(bias: torch.Tensor | None, fan_in: int) -> None:
@@ -101,6 +109,22 @@ def check_trainable(weight: torch.Tensor) -> torch.Tensor:
             fix="convert it first: weight.float()",
         )
     return weight
+
+
+def check_device(layer: nn.Module, input: torch.Tensor, weight: torch.Tensor) -> None:
+    """Refuse an input on another device: torch multiplies by a matrix on meta, and returns what memory held.
+
+    Raises:
+        DeviceError: it is on another one.
+    """
+    if input.device != weight.device:
+        with during(f"{type(layer).__name__}.forward(input)"):
+            raise DeviceError(
+                "Input and weight live on different devices.",
+                found=f"an input on {input.device}",
+                expected=f"{weight.device}, where the weight is",
+                fix=f"input.to('{weight.device}'), or move the model",
+            )
 
 
 def _matrix_of(encoder: nn.Module) -> torch.Tensor:

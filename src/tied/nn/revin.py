@@ -151,7 +151,8 @@ class RevIN(nn.Module):
     def _statistics(self, x: Tensor, mask: Tensor | None) -> Statistics:
         """Return center and scale over the observed moments; where none was observed, 0 and 1."""
         if mask is None:
-            variance, mean = torch.var_mean(x, -2, correction=0, keepdim=True)
+            mean = x.mean(-2, keepdim=True)
+            variance = (x - mean).square().mean(-2, keepdim=True)
         else:
             count = mask.sum(-2, keepdim=True).clamp(min=1)
             mean = x.sum(-2, keepdim=True) / count

@@ -58,7 +58,7 @@ class Siamese(nn.Module):
         self.towers = nn.ModuleList([tower])
         for number in range(1, branches) if statistics == "private" else ():
             self.towers.append(twin(tower))
-            tie(self, {("towers", str(number), *place): Ref(("towers", "0", *place)) for place in places(tower)})
+            tie(self, {("towers", str(number), *place): Ref(("towers", "0", *place)) for place in _places(tower)})
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
         """Send each input through its branch; `options` go to every branch.
@@ -87,7 +87,7 @@ def twin(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
-def places(module: nn.Module) -> list[Address]:
+def _places(module: nn.Module) -> list[Address]:
     """Return the address of every slot of a Parameter; one that stands in two slots has two."""
     return [
         (*path.split("."), name) if path else (name,)
