@@ -175,7 +175,7 @@ class _Auditor:
         for tie in self.seen.drifted:
             said = f"{shown(tie.target)} is declared to be {short(str(tie.source))}, and has another value."
             yield finding("TIE306", (tie.target, *tie.names), said, self.fix("repair", " --keep source"))
-        extra = unlisted(self.seen.checkpoint)
+        extra = [name for _, name in unlisted(self.seen.checkpoint)]
         if extra:
             said = f"{len(extra)} of the tensors in the shards are not in the index: {_few(extra)}."
             yield finding("TIE308", extra, said, self.fix("repair"))

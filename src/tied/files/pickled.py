@@ -27,7 +27,8 @@ from tied.files.reader import OneFile, Stored, Words
 from tied.files.refusal import AGAIN, SPLIT, refuse, shown
 
 MOST_PICKLE = 1 << 24
-MOST_VALUES = 1_000_000
+MOST_NODES = 200_000
+MOST_LEAVES = 10_000_000
 MOST_DEPTH = 32
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -120,7 +121,7 @@ def _load(path: Path, is_zip: bool) -> Any:
         raise
     except Exception as error:  # whatever a broken pickle makes torch say
         text = str(error)
-        code = re.search(r"nsupported (?:global|operand|class).*?([\w]+(?:\.\w+)+)", text)
+        code = re.search(r"unsupported (?:global|operand|class).*?(\w+(?:\.\w+)+)", text, re.IGNORECASE)
         if "TorchScript" in text:
             _refuse(path, "It is a program, not a checkpoint.", "TorchScript", "tensors by name", _RESAVE)
         if code:
@@ -136,28 +137,33 @@ def tensors_in(loaded: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
         FileError: There is no end to it, or two tensors have one name.
     """
     seen: set[str] = set()
-    left = MOST_VALUES
+    nodes, leaves = MOST_NODES, MOST_LEAVES
     stack: list[tuple[str, Any, int]] = [("", loaded, 0)]
     while stack:
         name, value, depth = stack.pop()
-        left -= 1
-        if depth > MOST_DEPTH or left < 0:
-            found = f"{shown(name)}, {depth} levels deep" if left >= 0 else f"more than {MOST_VALUES} values"
-            _refuse(
-                path, "It is nested without end.", found, f"at most {MOST_DEPTH} levels, {MOST_VALUES} values", _RESAVE
-            )
+        inner = _inner(value)
+        nodes, leaves = nodes - 1, leaves - len(inner)
+        if depth > MOST_DEPTH or min(nodes, leaves) < 0:
+            found, expected = f"{shown(name)}, {depth} levels deep", f"{MOST_DEPTH} levels, {MOST_NODES} names"
+            _refuse(path, "It is nested without end.", found, expected, _RESAVE)
         if isinstance(value, Tensor):
             if name in seen:
                 _refuse(path, "Two tensors have one name.", shown(name), "a name for each", _RESAVE)
             seen.add(name)
             yield name, value
-        else:
-            stack += [
-                (f"{name}.{key}" if name else str(key), inner, depth + 1) for key, inner in reversed(_inner(value))
-            ]
+        stack += [
+            (f"{name}.{key}" if name else str(key), one, depth + 1)
+            for key, one in reversed(inner)
+            if isinstance(one, _NODES)
+        ]
+
+
+_NODES = (Tensor, Mapping, list, tuple)
 
 
 def _inner(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, Tensor):
+        return []
     if isinstance(value, Mapping):
         return list(cast(Mapping[Any, Any], value).items())
     if isinstance(value, list | tuple):

@@ -65,13 +65,15 @@ def absent(checkpoint: Checkpoint) -> list[Absent]:
     return found
 
 
-def unlisted(checkpoint: Checkpoint) -> list[str]:
-    """Return the names that shards hold and the index does not lead to."""
+def unlisted(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return the shards and the names that they hold though the index does not lead there."""
     if not checkpoint.index:
         return []
-    files = {path.name: name for name, path in checkpoint.index.files.items()}
+    used = {path: file for file, path in checkpoint.index.files.items()}
     places = checkpoint.index.places
-    return [name for one in checkpoint.files for name in one.tensors if places.get(name) != files[one.path.name]]
+    return [
+        (used[one.path], name) for one in checkpoint.files for name in one.tensors if places.get(name) != used[one.path]
+    ]
 
 
 def head_and_embedding(tensors: Mapping[str, Stored], vocabulary: int) -> tuple[str | None, str | None]:

@@ -124,15 +124,14 @@ class _Plan:
     def mended_index(self) -> dict[str, Stored]:
         """Return the tensors of shards that the index has forgotten."""
         found: dict[str, Stored] = {}
-        extra = unlisted(self.checkpoint)
-        for one in self.checkpoint.files:
-            for name in one.tensors:
-                if name in extra and name in {**self.old, **found}:
-                    self.lines.append(f"dropped {shown(name)} from {one.path.name}: the index leads to another one")
-                elif name in extra:
-                    found[name] = one.tensors[name]
-                    self.places[name] = one.path.name
-                    self.lines.append(f"put {shown(name)} on the index: it lies in {one.path.name}")
+        tensors = {one.path.name: one.tensors for one in self.checkpoint.files}
+        for file, name in unlisted(self.checkpoint):
+            if name in self.old or name in found:
+                self.lines.append(f"dropped {shown(name)} from {shown(file)}: the index leads to another one")
+            else:
+                found[name] = tensors[file][name]
+                self.places[name] = file
+                self.lines.append(f"put {shown(name)} on the index: it lies in {shown(file)}")
         return found
 
     # -- the values

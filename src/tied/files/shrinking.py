@@ -93,7 +93,7 @@ class _Plan:
         self.ties = self.declared()
         ledger = seen.ledger
         self.at = {name: at for at, name in enumerate(ledger.order(self.new) if ledger else self.new)}
-        both = [tie for tie in self.ties if set(tie.names) <= self.old.keys()]
+        both = [t for t in self.ties if set(t.names) <= self.old.keys() and t.target not in self.needed_by_config()]
         self.gone = {tie.target: tie for tie in [*both, *self.found()] if tie.target in self.new}
 
     def declared(self) -> list[Equation]:
