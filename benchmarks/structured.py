@@ -4,9 +4,9 @@ The base is what people write: the matrix from its parameters by an index, a rep
 `F.linear`. Beside the time stands the memory: the peak that one step needs above what was there before.
 
 Then the crossovers: from which n a layer's fast algorithm beats the layer's own dense one, beside the n from which
-`algorithm="auto"` takes it. Then index maps: the whole layer with 64 rows against `theta[index] * signs` and
-`F.linear`, beside a dense layer without sharing, which no index map reaches; and the matrix alone. All ways compute
-the same, which is checked before anything is timed.
+`algorithm="auto"` takes it, and what that costs where a layer sees thousands of rows. Then index maps: the whole layer
+with 64 rows against `theta[index] * signs` and `F.linear`, beside a dense layer without sharing, which no index map
+reaches; and the matrix alone. All ways compute the same, which is checked before anything is timed.
 
     python benchmarks/structured.py --json benchmarks/results/structured.json
 """
@@ -117,14 +117,14 @@ def peak(run: Callable[[], None]) -> float:
     return most / 1e6
 
 
-def few_rounds(ways: dict[str, Callable[[], None]]) -> dict[str, Ratio]:
-    """As `measure`, for a base that takes seconds: three rounds, one call per way and round."""
+def few_rounds(ways: dict[str, Callable[[], None]], base: str = "naive") -> dict[str, Ratio]:
+    """As `measure`, for steps that take long: three rounds, one call per way and round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with quiet():
         for number in range(3):
             for name in rotated(list(ways), number):
                 seconds[name].append(seconds_per_call(ways[name], 1))
-    return {name: compare(times, seconds["naive"]) for name, times in seconds.items()}
+    return {name: compare(times, seconds[base]) for name, times in seconds.items()}
 
 
 # The tables
@@ -157,6 +157,19 @@ def crossovers(report: Report) -> None:
             won = (won or n) if ratio.median < 1 else 0
             report.add(f"{name}, n={n}, fast / dense", {"tied": ratio})
         report.note(f"{name}: fast wins from n={won or 'more than 512'} on; auto takes it from n={chosen}")
+
+
+def many_rows(report: Report) -> None:
+    """Where the choice by size alone loses: thousands of rows pay for building a matrix."""
+    for name in ("Toeplitz", "circulant", "Kronecker"):
+        for n in (256, 1024):
+            x, ways = torch.randn(4096, n, requires_grad=True), {}
+            for algorithm in ("dense", "auto"):
+                layer, _ = LAYERS[name](n)
+                layer.algorithm = algorithm
+                ways[layer.algorithm] = step(layer, layer, x)
+            fast = next(way for way in ways if way != "dense")
+            report.add(f"{name}, n={n}, 4096 rows, fast / dense", {"tied": few_rounds(ways, base="dense")[fast]})
 
 
 def hashed(n: int) -> tuple[nn.Module, Matrix]:
@@ -212,6 +225,7 @@ def main() -> None:
     report = Report(f"Time of forward and backward, divided by that of building the matrix; {ROWS} rows")
     against_the_matrix(report)
     crossovers(report)
+    many_rows(report)
     index_maps(report)
     for name in LAYERS:
         for n, most in ((1024, 1 / 5), (4096, 1 / 25)):

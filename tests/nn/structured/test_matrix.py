@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import tied
 from tied.nn import (
@@ -330,6 +331,18 @@ def largest_tensor(layer) -> int:
     return largest[0]
 
 
+@pytest.mark.parametrize("factors", [((8, 2), (3, 5)), ((2, 8), (5, 3)), ((2, 8), (3, 5)), ((8, 2), (5, 3))])
+def test_kronecker_multiplies_in_the_cheaper_order(factors):
+    (left_in, right_in), (left_out, right_out) = factors
+    layer = KroneckerLinear(16, 15, in_factors=factors[0], out_factors=factors[1], algorithm="factors", bias=False)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(1, 16))
+    left_first = left_out * left_in * right_in + left_out * right_in * right_out
+    right_first = left_in * right_in * right_out + left_out * left_in * right_out
+    assert counter.get_total_flops() == 2 * min(left_first, right_first)
+    assert left_first != right_first
+
+
 def test_half_precision(case):
     """Where FFT libraries lack a dtype the transforms compute in float32; the output has the layer's dtype."""
     scheme, layer = case
@@ -348,11 +361,13 @@ def test_half_precision(case):
         assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in half.parameters())
 
 
-def test_sums_of_gradients_do_not_stall_in_half_precision():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sums_of_gradients_do_not_stall_in_half_precision(compiled):
     layer = HashedLinear(64, 64, 1, bias=False, dtype=torch.bfloat16)
     signs = 1.0 - 2.0 * layer.index
-    layer(torch.eye(64, dtype=torch.bfloat16)).backward(signs.T.bfloat16())
-    assert layer.theta.grad.item() == 4096
+    call = torch.compile(layer, backend="aot_eager") if compiled else layer
+    call(torch.eye(64, dtype=torch.bfloat16)).backward(signs.T.bfloat16())
+    assert layer.theta.grad.item() == 4096  # one by one, bfloat16 counts to 256
 
 
 def test_autocast_gives_what_a_dense_layer_gives(case):
