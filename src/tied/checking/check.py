@@ -16,13 +16,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tied.checking.adapters import look_at_adapters
-from tied.checking.declarations import Apart, Seen, apart_finding, judge
+from tied.checking.declarations import Apart, Seen, apart_finding, fix_of_half_tied, judge
 from tied.checking.equal import equal_groups
 from tied.checking.folding import fold
 from tied.checking.groups import count, named_tensors, shared, shelve, size_of, size_of_targets
 from tied.checking.meaning import look_at_meaning
 from tied.checking.optimizers import look_at_optimizer
-from tied.checking.relation import OVERLAP
 from tied.checking.report import Finding, Group, Report, expression
 from tied.checking.rules import chosen, finding, known_prefixes
 from tied.checking.tracing import NotTracedError, called, calls
@@ -132,13 +131,7 @@ def _half_tied(seen: Seen, group: Group, leaf: Group) -> Finding:
         what = f"{_listed(group)} lie over one memory, until the model is cast, moved or copied."
         return finding("TIE110", group.names, what, severity="warning" if True in kinds else None)
     what = f"{_listed(group)} are Parameters over one memory: an optimizer steps it several times, and casts part it."
-    fix = "tied.adopt(model, half_tied=True)  # then build the optimizer anew"
-    if OVERLAP in group.transforms:
-        odd = group.names[group.transforms.index(OVERLAP)]
-        fix = f'p = model.get_parameter("{odd}"); p.data = p.data.clone()'
-    elif hasattr(seen.model, "tie_weights"):
-        fix = "model.tie_weights()  # then build the optimizer anew"
-    return finding("TIE101", group.names, what, fix)
+    return finding("TIE101", group.names, what, fix_of_half_tied(seen, group))
 
 
 def _listed(group: Group) -> str:

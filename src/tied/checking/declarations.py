@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
 from tied.checking.groups import Shelf, group_of, suffix
+from tied.checking.relation import OVERLAP
 from tied.checking.report import IDENTITY, Finding, Group, State, expression
 from tied.checking.rules import finding
 from tied.ledger import cuts
@@ -81,6 +82,15 @@ def judge(seen: Seen) -> Iterator[Apart | Finding]:
             names = [f"{prefix}{rule.pairs[0][0]}", f"{prefix}{rule.pairs[0][1]}"]
             what = f"The rule '{rule.rule}' = '{rule.source}' of {type(module).__name__} is undone by a later rule"
             yield finding("TIE107", names, f"{what}: these two are not tied.")
+
+
+def fix_of_half_tied(seen: Seen, group: Group) -> str:
+    """Return what makes one Parameter of several over one memory, or gives an odd one memory of its own."""
+    if OVERLAP in group.transforms:
+        odd = group.names[group.transforms.index(OVERLAP)]
+        return f'p = model.get_parameter("{odd}"); p.data = p.data.clone()'
+    known = hasattr(seen.model, "tie_weights")
+    return f"{'model.tie_weights()' if known else 'tied.adopt(model, half_tied=True)'}  # then build the optimizer anew"
 
 
 # -- ties of `tied` -----------------------------------------------------------------------------------

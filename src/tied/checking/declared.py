@@ -137,11 +137,11 @@ def is_offloaded(owner: nn.Module) -> bool:
     return any(getattr(each, "offload", False) for each in (hook, *(getattr(hook, "hooks", ()) or ())))
 
 
-def tied_layers(model: nn.Module) -> Iterator[tuple[str, str, int]]:
-    """Yield DeepSpeed's tied layers of this stage: the key, the name of the module, and how many layers it serves."""
+def tied_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    """Yield DeepSpeed's tied layers of this stage: the name, the module, and how many layers it serves."""
     for path, module in model.named_modules():
         tied, specs = getattr(module, "tied_modules", None), getattr(module, "_layer_specs", None)
         if isinstance(tied, nn.ModuleDict) and specs is not None:
-            for key in tied:
+            for key, layer in tied.items():
                 layers = sum(getattr(spec, "key", None) == key for spec in specs)
-                yield key, f"{path}.tied_modules.{key}".lstrip("."), layers
+                yield f"{path}.tied_modules.{key}".lstrip("."), layer, layers

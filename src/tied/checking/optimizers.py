@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from tied.checking.declarations import Seen
+from tied.checking.declarations import Seen, fix_of_half_tied
 from tied.checking.report import Finding, Group
 from tied.checking.rules import finding
 
@@ -66,10 +66,10 @@ def _of_group(seen: Seen, group: Group, held: dict[int, list[Entry]]) -> Iterato
         if len(settings) > 1:
             shown = " and ".join(_settings(each) for each in settings)
             what = f"{' and '.join(names)} are one memory, which is stepped with {shown}."
-            yield finding("TIE403", names, what, f'tied.tie(model, "{names[1]}", "{names[0]}")  # and {_REBUILD}')
+            yield finding("TIE403", names, what, fix_of_half_tied(seen, group))
         else:
             what = f"{' and '.join(names)} are one memory in {len(names)} entries: each step counts {len(names)} times."
-            yield finding("TIE402", names, what, "tied.adopt(model, half_tied=True)  # then build the optimizer anew")
+            yield finding("TIE402", names, what, fix_of_half_tied(seen, group))
     if trained and not names and _holds_any(seen, held):
         first = next(iter(trained.values()))
         what = f"{first} is shared and trainable, and the optimizer does not hold it, though it holds others."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from tied.checking.declared import tied_layers
+from tied.checking.folding import above
+from tied.checking.groups import size_of
 from tied.checking.report import Group
 
 
@@ -102,20 +106,20 @@ def _quiet() -> Generator[None]:
 
 
 def called(model: nn.Module, counted: Mapping[str, int]) -> Iterator[Group]:
-    """Yield the outermost modules with parameters that are called more often than what holds them."""
-    for name, module in model.named_modules():
+    """Yield the outermost modules with parameters that are called more often than they stand in what holds them."""
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False)) if counted else {}
+    for name, module in model.named_modules() if counted else ():
         times = counted.get(name, 0)
-        if times < 2 or not name or next(module.parameters(), None) is None:
+        if times <= places[id(module)] or not name or next(module.parameters(), None) is None:
             continue
-        if max((counted.get(path, 0) for path in _above(name)), default=1) >= times:
+        if max((counted.get(path, 0) for path in (*above(name), "")), default=1) >= times:
             continue
-        distinct = list({id(p): p for p in module.parameters()}.values())
-        size = sum(parameter.numel() * parameter.element_size() for parameter in distinct)
-        dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in distinct}
-        yield Group("called", (name,), (f"{times} calls",), (), dtypes.pop() if len(dtypes) == 1 else "", size)
+        yield _several(name, module, f"{times} calls")
+    yield from (_several(name, layer, f"{n} layers") for name, layer, n in tied_layers(model) if n > 1)
 
 
-def _above(name: str) -> Iterator[str]:
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
+def _several(name: str, module: nn.Module, what: str) -> Group:
+    distinct = list({id(parameter): parameter for parameter in module.parameters()}.values())
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in distinct}
+    size = sum(map(size_of, distinct))
+    return Group("called", (name,), (what,), (), dtypes.pop() if len(dtypes) == 1 else "", size)

@@ -1,0 +1,186 @@
+"""`tied check` and `tied rules`: subjects, formats, settings, exit statuses; in processes as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tied.cli import app
+from tied.cli.check import _arguments
+
+MODELS = """
+import sys
+import torch
+from torch import nn
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, wide=20, narrow=4, half=True):
+        super().__init__()
+        self.encoder = nn.Linear(wide, narrow)
+        self.decoder = nn.Linear(narrow, wide)
+        if half:
+            self.decoder.weight = nn.Parameter(self.encoder.weight.t())
+
+    def forward(self, x):
+        return self.decoder(self.decoder(self.encoder(x))[:, :4])
+
+
+clean = Autoencoder(half=False)
+
+
+def with_inputs():
+    return clean, torch.zeros(2, 20)
+
+
+def broken():
+    raise ValueError("no model today")
+
+
+def number():
+    return 3
+
+
+class Space:
+    inner = Autoencoder
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command in a folder with a module of models."""
+    (tmp_path / "own_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return lambda *args: CliRunner().invoke(app, [*args])
+
+
+def test_a_class(run):
+    result = run("check", "own_models:Autoencoder")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("Autoencoder: 104 parameters, 416 B; sharing saves 320 B\n")
+    assert "error TIE101 half-tied" in result.stdout
+    assert result.stderr == "Importing own_models, which runs its code ...\n"
+
+
+def test_arguments(run):
+    result = run("check", "own_models:Autoencoder", "--arg", "half=False", "--arg", "wide=8")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Autoencoder: 76 parameters")
+
+
+def test_argument_values():
+    assert _arguments(["a=1", "b=[1, 2]", "c=text", "d=None", "e=a=b", "f="]) == {
+        "a": 1,
+        "b": [1, 2],
+        "c": "text",
+        "d": None,
+        "e": "a=b",
+        "f": "",
+    }
+
+
+def test_a_model_a_function_with_inputs_and_a_dotted_name(run):
+    assert run("check", "own_models:clean").exit_code == 0
+    assert run("check", "own_models:Space.inner").exit_code == 1
+    result = run("check", "own_models:with_inputs")
+    assert (result.exit_code, "called  decoder" in result.stdout) == (0, True)
+    assert "2 calls" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "'nothing' is no file, and not of the form package.module:factory"),
+        (["own_models:nothing"], "own_models:nothing raised AttributeError: module 'own_models' has no attribute"),
+        (["no_such_module:x"], "no_such_module:x raised ModuleNotFoundError: No module named 'no_such_module'"),
+        (["own_models:broken"], "own_models:broken raised ValueError: no model today"),
+        (["own_models:number"], "own_models:number gave int, where a model, or a model and inputs, is needed"),
+        (["own_models:clean", "--arg", "x"], "--arg must be name=value, not 'x'"),
+        (["own_models:clean", "--format", "xml"], "--format must be one of text, json, sarif, github, html"),
+        (["own_models:clean", "--select", "TIE9"], "No rule begins with 'TIE9'."),
+    ],
+)
+def test_what_cannot_be_looked_at(run, arguments, message):
+    result = run("check", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_formats(run):
+    subject = ["check", "own_models:Autoencoder", "--format"]
+    assert json.loads(run(*subject, "json").stdout)["findings"][0]["code"] == "TIE101"
+    assert json.loads(run(*subject, "sarif").stdout)["version"] == "2.1.0"
+    assert run(*subject, "github").stdout.startswith("::error title=TIE101 half-tied::Autoencoder: ")
+    assert run(*subject, "html").stdout.startswith("<!doctype html>")
+    assert run("check", "own_models:clean", "--format", "github").stdout == ""
+
+
+def test_codes(run):
+    assert run("check", "own_models:Autoencoder", "--ignore", "TIE101").exit_code == 0
+    assert run("check", "own_models:Autoencoder", "--ignore", "TIE2,TIE4").exit_code == 1
+    assert run("check", "own_models:Autoencoder", "--select", "TIE2").exit_code == 0
+
+
+# -- pyproject.toml ------------------------------------------------------------------------------------------
+
+
+def configure(text: str) -> None:
+    Path("pyproject.toml").write_text(text)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+def test_settings_stand_in_pyproject(run):
+    configure('[tool.tied]\nignore = ["TIE101"]\nformat = "json"\n')
+    result = run("check", "own_models:Autoencoder")
+    assert (result.exit_code, json.loads(result.stdout)["findings"]) == (0, [])
+    assert run("check", "own_models:Autoencoder", "--ignore", "TIE2").exit_code == 1
+    assert run("check", "own_models:Autoencoder", "--format", "text").stdout.startswith("Autoencoder:")
+    configure('[tool.tied]\nselect = ["TIE4"]\n')
+    assert run("check", "own_models:Autoencoder").exit_code == 0
+    configure("[tool.other]\nx = 1\n")
+    assert run("check", "own_models:Autoencoder").exit_code == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tool.tied]\nignored = []\n", "[tool.tied] has no 'ignored'; it knows format, select and ignore"),
+        ('[tool.tied]\nignore = "TIE101"\n', "[tool.tied] ignore must be a list of codes, not 'TIE101'"),
+        ("[tool.tied]\nignore = [\n", "pyproject.toml: "),
+        ('[tool.tied]\nignore = ["TIE999"]\n', "No rule begins with 'TIE999'."),
+    ],
+)
+def test_wrong_settings_are_refused(run, text, message):
+    configure(text)
+    result = run("check", "own_models:Autoencoder")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+# -- rules ---------------------------------------------------------------------------------------------------
+
+
+def test_rules(run):
+    lines = run("rules").stdout.splitlines()
+    assert lines[0].split()[:3] == ["TIE101", "error", "half-tied"]
+    result = run("rules", "tie101")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("TIE101 half-tied (error)\n")
+    result = run("rules", "TIE000")
+    assert (result.exit_code, result.stderr) == (2, "tied rules: there is no TIE000; `tied rules` lists all\n")
+
+
+@pytest.mark.parametrize("command", [["--help"], ["check", "--help"], ["rules"]])
+def test_torch_is_not_loaded_for_it(command):
+    lines = ["import sys", f"sys.argv = ['tied', *{command!r}]", "from tied.cli import main", "try:", "    main()"]
+    code = "\n".join([*lines, "except SystemExit:", "    assert 'torch' not in sys.modules"])
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
