@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tied.binding import tie, tie_layers
+from tied.binding import tie_layers
+from tied.nn import TiedEmbedding
 from tied.study.train.plan import LanguagePlan
 from tied.study.train.text import Corpus, windows
 
@@ -63,10 +64,9 @@ def _layer(plan: LanguagePlan) -> nn.Module:
 class LanguageModel(nn.Module):
     """Predict the next token.
 
-    Law: tied, `head.weight == embed.weight`, one matrix, exact.
+    Law: tied, the head's matrix is the embedding's, exact: `tied.nn.TiedEmbedding`.
 
-    Embedding and head start from N(0, 1/width), and the embedding's output is multiplied by sqrt(width): so the
-    first logits are small and the first cross-entropy is near ln V, tied or not.
+    The embedding's output is multiplied by sqrt(width), since its table starts small, for the head's sake.
 
     Shapes:
         tokens: `(batch, time)`, integers; returns logits `(batch, time, vocabulary)`.
@@ -79,20 +79,14 @@ class LanguageModel(nn.Module):
     def __init__(self, plan: LanguagePlan, vocabulary: int) -> None:
         super().__init__()
         self.scale = math.sqrt(plan.width)
-        self.embed = nn.Embedding(vocabulary, plan.width)
+        self.embed = TiedEmbedding(vocabulary, plan.width, tie=plan.tie, bias=True)
         self.dropout = nn.Dropout(plan.dropout)
         self.core = Recurrent(plan) if plan.network == "lstm" else Attentive(plan)
-        self.head = nn.Linear(plan.width, vocabulary)
-        if plan.tie:
-            tie(self, "head.weight", "embed.weight")
-        for weight in dict.fromkeys((self.embed.weight, self.head.weight)):  # tied, they are one
-            nn.init.normal_(weight, std=1 / self.scale)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Compute the logits of the token behind each one."""
         vectors = self.dropout(self.embed(tokens) * self.scale)
-        return self.head(self.dropout(self.core(vectors)))
+        return self.embed.logits(self.dropout(self.core(vectors)))
 
     @torch.no_grad()
     def continued(self, tokens: list[int], count: int, *, context: int, generator: torch.Generator) -> list[int]:

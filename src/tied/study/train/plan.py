@@ -113,9 +113,10 @@ class LanguagePlan(Plan):
     width: int = option(128, "Width of the embedding and of every layer.")
     layers: int = option(1, "How many layers.")
     loops: int = option(0, "Times that one transformer block, always the same, is run; instead of --layers.")
-    dropout: float = option(0.5, "Part of the activations that is dropped in training.")
+    dropout: float = option(0.3, "Part of the activations that is dropped in training.")
     context: int = option(64, "Tokens that the model sees at a time.")
-    epochs: int = option(10, "Passes over the training part.")
+    epochs: int = option(6, "Passes over the training part.")
+    lr: float = option(0.004, "Learning rate of AdamW.")
     batch_size: int = option(16, "Windows of text per step, over all processes together.")
 
     def __post_init__(self) -> None:
