@@ -90,6 +90,8 @@ def _check_archive(stream: BinaryIO, path: Path) -> None:
         parts = zipfile.ZipFile(stream).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         _refuse(path, "Its archive is broken.", short(ascii(str(error))), "a whole zip archive", AGAIN)
+    if any(part.filename.endswith("/constants.pkl") for part in parts):
+        _refuse(path, "It is a program, not a checkpoint.", "TorchScript", "tensors by name", _RESAVE)
     packed = [part.filename for part in parts if part.compress_type or part.file_size != part.compress_size]
     if packed:
         _refuse(path, "A part of it is compressed.", shown(packed[0]), "parts stored as they are", _RESAVE)
@@ -122,8 +124,6 @@ def _load(path: Path, is_zip: bool) -> Any:
     except Exception as error:  # whatever a broken pickle makes torch say
         text = str(error)
         code = re.search(r"unsupported (?:global|operand|class).*?(\w+(?:\.\w+)+)", text, re.IGNORECASE)
-        if "TorchScript" in text:
-            _refuse(path, "It is a program, not a checkpoint.", "TorchScript", "tensors by name", _RESAVE)
         if code:
             found = shown(code[1])
             _refuse(path, "It wants to run code, and was not read.", found, "tensors and plain values", _RESAVE)
