@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tied
+from tied.checking.objective import default_loss
 from tied.checking.verify import OPTIMIZERS, Proof, verify
 
 X = torch.randn(8, WIDE, generator=torch.Generator().manual_seed(3))
@@ -524,28 +525,28 @@ def test_the_loss_may_run_the_model() -> None:
 
 
 def test_default_loss() -> None:
-    """The output's own loss; else its logits; else all of it; and not a constant behind a layer norm."""
+    """The output's own loss; else the distance of all that has a gradient to fixed random numbers."""
+    y, z = (torch.randn(shape, requires_grad=True) for shape in ((3, 2), (4,)))
+    own = y.sum()
+    assert default_loss(SimpleNamespace(loss=own, logits=z)) is own
 
-    def outputs(**fields: Tensor) -> type[Small]:
-        class Output(Small):
-            def forward(self, x: Tensor) -> object:
-                y = super().forward(x)
-                return SimpleNamespace(**{name: weight * y.square().mean() for name, weight in fields.items()})
+    def by_hand(tensor: Tensor) -> Tensor:
+        goal = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(tensor.numel()), dtype=torch.float64)
+        return F.mse_loss(tensor, goal.float())
 
-        return Output
+    assert default_loss(y) == by_hand(y)
+    nested = {"y": y, "rest": (z, [torch.ones(2), torch.arange(3), None, "text"])}
+    torch.testing.assert_close(default_loss(nested), by_hand(y) + by_hand(z))
+    torch.testing.assert_close(default_loss({"loss": None, "y": y}), by_hand(y))
 
-    gradients = []
-    for kind in (outputs(loss=1.0, logits=torch.ones(2)), outputs(logits=torch.ones(2), other=5.0)):
-        seen = []
-        verify(kind(), X, steps=1, optimizer=lambda p, seen=seen: seen.append(p) or torch.optim.SGD(p, lr=0.0))
-        gradients.append(seen[0][0].grad.norm())
-    assert all(gradient > 0 for gradient in gradients)
-    verify(nn.Sequential(nn.Linear(WIDE, WIDE), nn.LayerNorm(WIDE)), X)
-    normed = nn.Sequential(nn.Linear(WIDE, WIDE, bias=False), nn.LayerNorm(WIDE, elementwise_affine=False))
-    normed.append(nn.Linear(WIDE, WIDE, bias=False))
-    normed[2].weight = nn.Parameter(normed[0].weight.detach())
+
+def test_default_loss_behind_a_layer_norm_is_no_constant() -> None:
+    model = nn.Sequential(nn.Linear(WIDE, WIDE, bias=False), nn.Linear(WIDE, WIDE, bias=False), nn.LayerNorm(WIDE))
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+    seen: list[list[nn.Parameter]] = []
     with pytest.raises(tied.SharingError):
-        verify(normed, X)
+        verify(model, X, optimizer=lambda p: seen.append(p) or torch.optim.Adam(p))
+    assert seen[0][0].grad.norm() > 1e-3
 
 
 @pytest.mark.parametrize(

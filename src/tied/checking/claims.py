@@ -126,12 +126,12 @@ def identity(target: str, source: str, origin: Origin) -> Claim:
 
 
 def _over_one_memory(slots: Slots) -> Iterator[Claim]:
-    names: dict[int, str] = {}
+    named: dict[int, tuple[str, Parameter]] = {}
     for name, parameter in slots.parameters().items():
-        names.setdefault(id(parameter), name)
-    held = [slots.parameters()[name] for name in names.values()]
-    for positions in overlapping(held):
-        yield from _views([(list(names.values())[p], held[p]) for p in positions])
+        named.setdefault(id(parameter), (name, parameter))
+    held = list(named.values())
+    for positions in overlapping([parameter for _, parameter in held]):
+        yield from _views([held[position] for position in positions])
 
 
 def _views(group: list[tuple[str, Parameter]]) -> Iterator[Claim]:
@@ -183,8 +183,8 @@ def expressed(slots: Slots, target: str, expression: Expression, origin: Origin)
 
 def _of_transformers(slots: Slots) -> Iterator[Claim]:
     """Yield what transformers' models declare, and can tie: names that exist, of one shape."""
-    names = [name for name, _ in slots.model.named_parameters(remove_duplicate=False)]
-    for pair in pairs(slots.model, [*names, *(name for name in slots.owners if name not in names)]):
+    names = dict.fromkeys(name for name, _ in slots.model.named_parameters(remove_duplicate=False))
+    for pair in pairs(slots.model, names | dict.fromkeys(slots.owners)):
         target, source = slots.first(pair.target), slots.first(pair.source)
         if target in slots and source in slots and slots.tensor(target).shape == slots.tensor(source).shape:
             yield identity(target, source, "transformers")

@@ -135,7 +135,8 @@ class Contest:
     def _step(self) -> None:
         """Take one step on both sides, and compare all there is."""
         self.steps += 1
-        before = {name: (found.clone(), expected.clone()) for name, (found, expected) in self._values().items()}
+        grouped = {name for group in self.reference.groups for name in group}
+        before = {name: (one.clone(), other.clone()) for name, (one, other) in self._values(grouped).items()}
         self._differentiate()
         self._compare("loss", {"the loss": (_number(self.model.loss), _number(self.single.loss))})
         self._compare("gradient", self._gradients())
@@ -174,8 +175,8 @@ class Contest:
 
     # -- what is compared ---------------------------------------------------------------------------
 
-    def _values(self) -> dict[str, tuple[Tensor, Tensor]]:
-        expected = self.reference.values(self.slots.owners)
+    def _values(self, names: Iterable[str] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        expected = self.reference.values(self.slots.owners if names is None else names)
         return {name: (self.slots.tensor(name).detach(), tensor.detach()) for name, tensor in expected.items()}
 
     def _gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -244,7 +245,7 @@ class Contest:
             f"{listed(group)} do not train as one weight: at {where} {self._worst(group)}.",
             found=found + self._lacking(root, group),
             expected=expected,
-            fix=_fix(self._claims(group)[0]),
+            fix=_fix(min(self._claims(group), key=lambda claim: claim.origin in ("same", "tie"))),
         )
 
     def _gradient_norms(self) -> dict[str, tuple[float, float]]:
@@ -304,7 +305,8 @@ def gradient_of(parameter: Parameter) -> Tensor:
 
 def largest(tensor: Tensor) -> float:
     """Return the largest absolute value; zero where there is none."""
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+    numbers = tensor.int() if tensor.dtype == torch.bool else tensor
+    return float(numbers.abs().max()) if tensor.numel() else 0.0
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -312,5 +314,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return float("inf")
     same = (found == expected) | (found.isnan() & expected.isnan())
+    if found.dtype == torch.bool:
+        return float(not same.all())
     off = (found - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"))
     return largest(off)

@@ -54,8 +54,8 @@ def default_loss(output: Any) -> Tensor:
     """Return a number that depends on all of an output.
 
     It is `output.loss` where there is one, as with transformers' models that are given labels; else the mean
-    squared distance of `output.logits`, or of every tensor of real numbers in the output, to fixed random numbers.
-    (Not to zero: behind a layer norm the mean square is a constant, and has no gradient.)
+    squared distance of every tensor of real numbers in the output to fixed random numbers, summed. (Not to
+    zero: behind a layer norm the mean square is a constant, and has no gradient.)
 
     Raises:
         KindError: nothing in the output has a gradient.
@@ -63,8 +63,7 @@ def default_loss(output: Any) -> Tensor:
     found = getattr(output, "loss", None)
     if isinstance(found, Tensor):
         return found
-    logits = getattr(output, "logits", None)
-    tensors = [tensor for tensor in _tensors(output if logits is None else logits) if tensor.requires_grad]
+    tensors = [tensor for tensor in _tensors(output) if tensor.requires_grad]
     if not tensors:
         raise _wrong("Nothing in the model's output has a gradient.", found=type(output).__name__)
     return torch.stack([_distance(tensor) for tensor in tensors]).sum()

@@ -74,17 +74,13 @@ class Reference:
 
     def _make_leaves(self) -> dict[str, Parameter]:
         held = self.slots.parameters()
-        leaves: dict[str, Parameter] = {}
-        for name, parameter in held.items():
-            if name not in self.claims:
-                leaves[name] = parameter
-                trained = [p for n, p in held.items() if p.requires_grad and name in self._roots(n)]
-                parameter.requires_grad_(bool(trained))
-        for claim in self.claims.values():
-            for source in claim.sources:
-                if claim.origin == "memory" and source not in self.slots and source not in leaves:
-                    leaves[source] = self._memory(source)
-        for parameter in leaves.values():
+        leaves = {name: parameter for name, parameter in held.items() if name not in self.claims}
+        for source in dict.fromkeys(source for claim in self.claims.values() for source in claim.sources):
+            if source not in self.slots:
+                leaves[source] = self._memory(source)
+        trained = {root for name, parameter in held.items() if parameter.requires_grad for root in self._roots(name)}
+        for name, parameter in leaves.items():
+            parameter.requires_grad_(name in trained)
             parameter.data = parameter.data.clone()
         return leaves
 
@@ -95,7 +91,7 @@ class Reference:
         first = min(over, key=lambda tensor: tensor.data_ptr())
         length = max((t.data_ptr() - first.data_ptr()) // t.element_size() + reach(t) for t in over)
         whole = torch.as_strided(first.detach(), (length,), (1,))
-        return Parameter(whole, requires_grad=any(tensor.requires_grad for tensor in over))
+        return Parameter(whole)
 
     def _make_groups(self) -> list[tuple[str, ...]]:
         groups: list[set[str]] = []

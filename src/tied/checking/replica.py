@@ -48,7 +48,7 @@ def replica(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> nn.M
     tensors = list(_held(model))
     for tensor in tensors:
         _check_values(tensor)
-    plain = [tensor for tensor in tensors if type(tensor) in PLAIN or isinstance(tensor, Parameter)]
+    plain = [tensor for tensor in tensors if type(tensor) in PLAIN or _is_plain(tensor)]
     memo: dict[int, Any] = {}
     for positions in overlapping(plain):
         group = [plain[position] for position in positions]
@@ -85,7 +85,19 @@ def _inside(value: object, depth: int) -> Iterator[Tensor]:
             yield from _inside(item, depth - 1)
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a Parameter of somebody's own class, and no wrapper of other tensors."""
+    return isinstance(tensor, Parameter) and not hasattr(tensor, "__tensor_flatten__")
+
+
 def _check_values(tensor: Tensor) -> None:
+    if hasattr(tensor, "_local_tensor"):
+        raise KindError(
+            "The model is sharded, and the proof runs in one process.",
+            found=f"a {type(tensor).__name__}",
+            expected="whole tensors",
+            fix="verify the model before it is sharded",
+        )
     if is_lazy(tensor) or tensor.is_meta:
         raise KindError(
             "The model has a tensor without values, so that nothing can be trained.",

@@ -7,6 +7,7 @@ change the model, nor know how anything is tied. Read next: `contest.py`, which 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -104,8 +105,8 @@ def verify(
         model: Left as it is, bit for bit; random numbers, modes and gradients included.
         *inputs: The model's arguments; one mapping alone holds arguments by name, as a tokenizer gives them.
         loss: Gets the output and returns a number. Where there are no inputs it gets the model, and runs it.
-            Without it: `output.loss` where there is one, else the mean squared distance of `output.logits`, or of
-            all real tensors in the output, to fixed random numbers.
+            Without it: `output.loss` where there is one, else the mean squared distance of all real tensors in the
+            output to fixed random numbers.
         optimizer: "sgd", "momentum" (0.9, with weight decay), "adam", "adamw", or a function from a list of
             parameters to an optimizer. Gradients are clipped to half of their first norm.
         steps: At least 1.
@@ -186,11 +187,10 @@ def rehearse(model: nn.Module, objective: Objective) -> tuple[Objective, list[Cl
     Raises:
         SharingError: the copy computes with a tensor of the model: a tie that copies do not keep.
     """
-    try:
+    with suppress(RuntimeError, TypeError):  # what torch says of a dtype that it does not know somewhere
         return objective, _overwritten(model, objective)
-    except (RuntimeError, TypeError, NotImplementedError):
-        as_it_is = replace(objective, dtype=None)
-        return as_it_is, _overwritten(model, as_it_is)
+    objective = replace(objective, dtype=None)
+    return objective, _overwritten(model, objective)
 
 
 def _overwritten(model: nn.Module, objective: Objective) -> list[Claim]:
