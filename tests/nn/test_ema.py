@@ -125,9 +125,10 @@ def test_a_part_whose_source_lies_outside():
 def test_a_tie_declared_later_is_followed():
     model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     teacher = EMA(model, 0.5)
-    tied.tie(model, "b.weight", "a.weight.T")
+    tied.tie(model, "b.weight", "2 * a.weight.T")
     teacher.update(model)
-    assert torch.equal(teacher.module["b"].weight, model["a"].weight.t())
+    assert torch.equal(teacher.module["b"].weight, 2 * model["a"].weight.t())
+    assert type(teacher.module["b"].weight) is nn.Parameter
 
 
 def test_the_count_is_in_the_state_dict():

@@ -249,6 +249,14 @@ Looped(ReLU, Tanh, depth=6, pattern='sandwich')
   fix:      another depth, pattern, or number of blocks
 The model was not changed."""
 
+TEXT = """\
+Looped(ReLU, depth=2, pattern='cycle')
+  private is a list of patterns.
+  found:    private='*.norm*'
+  expected: a list of texts
+  fix:      private=['*.norm*']
+The model was not changed."""
+
 MIXED = """\
 Looped.forward(...)
   The blocks do not return the same kind of output.
@@ -275,6 +283,7 @@ relu = nn.ReLU()
         (lambda: Looped([relu, nn.Tanh()], 6, pattern="sandwich"), tied.ShapeError, PATTERN),
         (lambda: Looped(relu, 6, pattern="spiral"), tied.KindError, "'spiral' is not a pattern of layers."),
         (lambda: Looped(Block(), 2, private=["*.nrom*"]), tied.AddressError, "The private pattern '*.nrom*'"),
+        (lambda: Looped(relu, 2, private="*.norm*"), tied.KindError, TEXT),
         (lambda: Looped([nn.Identity(), nn.LSTM(2, 2)], 2)(torch.zeros(1, 1, 2)), tied.KindError, MIXED),
         (lambda: Looped(parametrizations.weight_norm(nn.Linear(2, 2)), 2), tied.KindError, "is computed"),
     ],

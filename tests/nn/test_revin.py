@@ -119,6 +119,14 @@ def test_small_numbers_are_not_drowned():
     assert drowned.std() < 0.1
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e-21, 1e21, 1e30])
+def test_units_whose_squares_do_not_fit(unit):
+    x = series(4, 9)
+    normal, statistics = RevIN(3).normalize((unit * x).float())
+    torch.testing.assert_close(normal, RevIN(3).normalize(x)[0].float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(RevIN(3).denormalize(normal, statistics) / unit, x.float(), rtol=1e-5, atol=0)
+
+
 def test_two_inputs_of_one_forecast_share_statistics():
     """ts-kim/RevIN issue 2: normalizing the decoder's input computed, and kept, statistics of its own."""
     revin, x, decoder_input = made(), series(4, 9), series(4, 5, seed=1)

@@ -74,6 +74,7 @@ class Looped(nn.Module):
         unique: list[Any] = [*blocks] if isinstance(blocks, Sequence | nn.ModuleList) else [blocks]
         with during(f"Looped({', '.join(type(b).__name__ for b in unique)}, depth={depth!r}, pattern={pattern!r})"):
             numbers = _checked(unique, depth, pattern, rank)
+            _check_private(private)
             self.pattern, self.rank = pattern, rank
             self.layers = nn.ModuleList(
                 unique[number] if number not in numbers[:layer] else twin(unique[number])
@@ -185,6 +186,16 @@ def _checked(blocks: list[Any], depth: Any, pattern: str, rank: Any) -> list[int
             expected=error.expected,
             fix="another depth, pattern, or number of blocks",
         ) from None
+
+
+def _check_private(private: object) -> None:
+    if isinstance(private, str):  # its letters would be patterns, and a single * makes everything private
+        raise KindError(
+            "private is a list of patterns.",
+            found=f"private={private!r}",
+            expected="a list of texts",
+            fix=f"private=[{private!r}]",
+        )
 
 
 def _refuse_mixture(rests: list[tuple[Any, ...] | None]) -> NoReturn:

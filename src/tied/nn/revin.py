@@ -149,17 +149,22 @@ class RevIN(nn.Module):
     # -- statistics ---------------------------------------------------------------------------------
 
     def _statistics(self, x: Tensor, mask: Tensor | None) -> Statistics:
-        """Return center and scale over the observed moments; where none was observed, 0 and 1."""
-        if mask is None:
-            mean = x.mean(-2, keepdim=True)
-            variance = (x - mean).square().mean(-2, keepdim=True)
+        """Return center and scale over the observed moments; where none was observed, 0 and 1.
+
+        The deviation is taken in units of the largest value: squares of very small or large numbers do not fit.
+        """
+        seen = x.shape[-2] if mask is None else mask.sum(-2, keepdim=True).clamp(min=1)
+        mean = x.sum(-2, keepdim=True) / seen
+        size = x.abs().amax(-2, keepdim=True)
+        unit = torch.where(size > 0, size, 1)
+        relative = (x - mean) / unit
+        relative = relative if mask is None else torch.where(mask, relative, 0)
+        deviation = (relative.square().sum(-2, keepdim=True) / seen).sqrt()
+        varies = deviation > ROUNDING * torch.finfo(x.dtype).eps
+        if self.eps:
+            scale = (torch.where(varies, deviation * unit, 0).square() + self.eps).sqrt()
         else:
-            count = mask.sum(-2, keepdim=True).clamp(min=1)
-            mean = x.sum(-2, keepdim=True) / count
-            variance = torch.where(mask, x - mean, 0).square().sum(-2, keepdim=True) / count
-        rounding = ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(-2, keepdim=True)
-        constant = 0.0 if self.eps else 1.0
-        scale = (torch.where(variance.sqrt() > rounding, variance, constant) + self.eps).sqrt()
+            scale = torch.where(varies, deviation * unit, 1)
         return Statistics(mean if self.center == "mean" else _last(x, mask), scale)
 
     def _check(self, x: Tensor) -> None:
