@@ -30,8 +30,8 @@ class HashedLinear(GatheredLinear):
     The hash is specified to the bit (see `splitmix64`), so that a file of `theta` means the same everywhere and for
     ever. Layers that follow one another should have different seeds.
 
-    Sharing saves numbers in the file and in the optimizer, not time: the matrix is built at each forward. Against a
-    small dense layer with as many numbers it pays at extreme ratios only, of 1 to 64 and beyond.
+    Sharing saves numbers in the file and in the optimizer, not time: the matrix is built at each forward. What it is
+    worth against a small dense layer with as many numbers: `benchmarks/hashed.py`.
 
     Shapes:
         theta: `(buckets,)`; index, a buffer that is not stored: `(out_features, in_features)`, of positions in
