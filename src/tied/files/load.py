@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from tied.algebra import Expression
 from tied.algebra.projection import agree
 from tied.binding.loading import _present
-from tied.errors import ConflictError, FileError, KindError, during, nearest, short
+from tied.errors import ConflictError, FileError, KindError, during, nearest
 from tied.files.agreement import WINNERS, Agreement, Winner, agreed, distance
 from tied.files.expansion import Expansion
 from tied.files.installing import install, is_folded, may_fail, unfolded, untouched_on_failure
@@ -286,21 +286,20 @@ def _report(names: Names, found: Agreement, given: Mapping[str, Tensor], places:
 
 
 def _misfit(loaded: Loaded, path: object) -> FileError:
-    missing, unexpected = loaded.missing, loaded.unexpected
-    said = [f"{len(names)} {word}: {short(', '.join(map(shown, names)))}" for word, names in _words(loaded) if names]
-    near = nearest(missing[0], unexpected) if missing and unexpected else ""
+    sides = {"missing in the file": loaded.missing, "unknown to the model": loaded.unexpected}
+    near = nearest(loaded.missing[0], loaded.unexpected) if loaded.missing else ""
+    asked = f"is {shown(loaded.missing[0])} called {near} in the file? Or " if near else ""
     return FileError(
         f"{shown(str(path))} does not fit the model.",
-        found="; ".join(said),
+        found="; ".join(f"{len(names)} {word}: {_few(names)}" for word, names in sides.items() if names),
         expected="the names of the model, each once",
-        fix=f"is '{missing[0]}' called {near} in the file? Or load(model, path, strict=False)"
-        if near
-        else "load(model, path, strict=False), which says what it left out",
+        fix=f"{asked}load(model, path, strict=False), which says what it left out",
     )
 
 
-def _words(loaded: Loaded) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return ("missing in the file", loaded.missing), ("unknown to the model", loaded.unexpected)
+def _few(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(shown, names[:3])) + more
 
 
 def _computed_gaps(asked: _Asked, names: Names, computed: Mapping[str, Tensor]) -> dict[str, float]:
