@@ -6,7 +6,7 @@ the installed package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,17 +20,6 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="nn.Module")
 
 
-FAILED = pytest.StashKey[bool]()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether a test failed: then its guards have said enough."""
-    report = yield
-    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
-    return report
-
-
 @pytest.fixture
 def tied_guard(request: pytest.FixtureRequest) -> Iterator[Callable[[Model], Model]]:
     """Return a function that watches a model until the end of the test, and returns it.
@@ -42,6 +31,7 @@ def tied_guard(request: pytest.FixtureRequest) -> Iterator[Callable[[Model], Mod
             prepare(model)
     """
     guards: list[guard] = []
+    failed_before = request.session.testsfailed
 
     def watch(model: Model) -> Model:
         from tied.binding import guard
@@ -50,7 +40,7 @@ def tied_guard(request: pytest.FixtureRequest) -> Iterator[Callable[[Model], Mod
         return model
 
     yield watch
-    has_failed = request.node.stash.get(FAILED, False)
+    has_failed = request.session.testsfailed > failed_before  # then the guards have said enough
     with ExitStack() as leaving:
         for each in guards:
             leaving.callback(each.__exit__, AssertionError if has_failed else None)
