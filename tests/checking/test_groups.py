@@ -9,9 +9,10 @@ from torch.nn import Parameter
 
 import tied
 from tied.checking.folding import fold
-from tied.checking.groups import count, groups, named_tensors, shelve, size_of_targets
+from tied.checking.groups import count, groups, size_without_sharing
 from tied.checking.relation import relation
 from tied.checking.report import Group
+from tied.checking.shelf import Shelf
 
 
 def linear(wide: int = 3, narrow: int = 3, bias: bool = True) -> nn.Linear:
@@ -157,7 +158,7 @@ def test_views_overlaps_and_non_contiguous_tensors():
     (group,) = groups(model)
     assert group.names == ("left", "right", "middle")
     assert group.transforms == ("identity", "overlap", "overlap")
-    assert count(list(model.parameters())) == (100, 400)
+    assert count(Shelf.of(model)) == (100, 400)
 
 
 def test_three_names_two_of_which_are_one_object():
@@ -204,20 +205,23 @@ def test_a_module_inside_itself_is_walked_once():
     model = stack("a")
     model.a.inner = nn.ModuleDict({"back": model})
     assert names_of(model) == []
-    assert [name for name, *_ in named_tensors(model)] == ["a.weight", "a.bias"]
+    assert list(Shelf.of(model).places) == ["a.weight", "a.bias"]
 
 
 def test_names_come_in_the_order_of_named_parameters():
     model = nn.Sequential(linear(), nn.Sequential(linear(), nn.BatchNorm1d(3)), linear())
-    own = [name for name, _, is_parameter in named_tensors(model) if is_parameter]
+    shelf = Shelf.of(model)
+    own = [name for name, place in shelf.places.items() if shelf.parameters[place]]
     assert own == [name for name, _ in model.named_parameters()]
+    assert shelf.count_parameters("") == len(own)
 
 
 def test_shared_modules_are_named_at_each_place():
     layer = linear()
     model = nn.ModuleDict({"a": nn.Sequential(layer), "b": nn.Sequential(layer, layer)})
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    assert [name for name, *_ in named_tensors(model)] == every
+    assert sorted(Shelf.of(model).places) == sorted(every)
+    assert Shelf.of(model).count_parameters("b") == 4
 
 
 # -- ties that `tied` declared ------------------------------------------------------------------------
@@ -251,7 +255,7 @@ def test_ties_of_several_sources_are_groups_of_their_own():
     (group,) = groups(model)
     assert group.names == ("a.weight", "b.weight", "c.weight")
     assert group.transforms == ("identity", "source", "cat([a.weight, b.weight], 0)")
-    assert size_of_targets(model, shelve(named_tensors(model))) == 6 * 4 * 4
+    assert size_without_sharing(Shelf.of(model)) == 4 * sum(4 * n + n for n in (2, 4, 6))
 
 
 def test_ties_are_seen_through_torch_compile():
@@ -267,7 +271,11 @@ def test_ties_are_seen_through_torch_compile():
 
 
 def numbers(*tensors: Tensor) -> int:
-    return count(list(tensors))[0]
+    return counted(*tensors)[0]
+
+
+def counted(*tensors: Tensor) -> tuple[int, int]:
+    return count(Shelf(nn.Module(), {}, list(tensors), [[str(i)] for i in range(len(tensors))], [True] * len(tensors)))
 
 
 def test_memory_is_counted_once():
@@ -279,14 +287,14 @@ def test_memory_is_counted_once():
     assert numbers(weight[:, :3], weight[:, 2:]) == 24
     assert numbers(weight[::2], weight[:, ::2]) == 3 * 4 + 3 * 2
     assert numbers(nn.UninitializedParameter(), torch.zeros(0)) == 0
-    assert count([weight.double(), torch.zeros(3, dtype=torch.int8)]) == (27, 24 * 8 + 3)
+    assert counted(weight.double(), torch.zeros(3, dtype=torch.int8)) == (27, 24 * 8 + 3)
 
 
 # -- whole modules ------------------------------------------------------------------------------------
 
 
 def folded(model: nn.Module) -> list[Group]:
-    return list(fold(groups(model), shelve(named_tensors(model)).parameter_names()))
+    return list(fold(groups(model), Shelf.of(model)))
 
 
 def test_whole_modules_are_one_line():

@@ -30,10 +30,7 @@ def look_at_adapters(seen: Seen) -> Iterator[Finding]:
 
 
 def _has_adapter(seen: Seen, name: str) -> bool:
-    try:
-        layer = seen.model.get_submodule(name.partition(BASE)[0])
-    except AttributeError:
-        return False
+    layer = seen.shelf.modules[name.partition(BASE)[0]]
     places = (getattr(layer, kind, None) for kind in ("lora_A", "lora_embedding_A", "adapter_layer_names"))
     return any(place is not None and len(place) > 0 for place in places)
 

@@ -19,11 +19,12 @@ from tied.checking.adapters import look_at_adapters
 from tied.checking.declarations import Apart, Seen, apart_finding, fix_of_half_tied, judge
 from tied.checking.equal import equal_groups
 from tied.checking.folding import fold
-from tied.checking.groups import count, named_tensors, shared, shelve, size_of, size_of_targets
+from tied.checking.groups import count, shared, size_without_sharing
 from tied.checking.meaning import look_at_meaning
 from tied.checking.optimizers import look_at_optimizer
 from tied.checking.report import Finding, Group, Report, expression
 from tied.checking.rules import chosen, finding, known_prefixes
+from tied.checking.shelf import Shelf
 from tied.checking.tracing import NotTracedError, called, calls
 from tied.errors import KindError, during
 
@@ -79,25 +80,24 @@ def check(
 def _look(
     model: nn.Module, inputs: Any, optimizer: Optimizer | None, *, select: Sequence[str] | None, ignore: Sequence[str]
 ) -> Report:
-    shelf = shelve(named_tensors(model))
-    seen = Seen(model, shelf, shared(model, shelf))
+    shelf = Shelf.of(model)
+    seen = Seen(shelf, shared(shelf))
     judged = list(judge(seen))
     apart = {each.group.names: each for each in judged if isinstance(each, Apart)}
     equal = equal_groups(seen, {name for names in apart for name in names})
-    groups = fold([*seen.groups, *(each.group for each in apart.values()), *equal], shelf.parameter_names())
+    groups = fold([*seen.groups, *(each.group for each in apart.values()), *equal], shelf)
     traced, notes = _traced(model, inputs)
     findings = [each for each in judged if isinstance(each, Finding)]
     findings += [*_of_groups(seen, groups, apart), *look_at_meaning(seen), *look_at_adapters(seen)]
     findings += look_at_optimizer(seen, optimizer) if optimizer is not None else ()
-    size, own = count(shelf.tensors)[1], [t for t, own in zip(shelf.tensors, shelf.parameters, strict=True) if own]
-    everywhere = sum(size_of(t) * len(names) for t, names in zip(shelf.tensors, shelf.names, strict=True))
+    parameters, size = count(shelf)
     return Report(
         type(model).__name__,
         (*groups, *traced),
         chosen(findings, select=select, ignore=ignore),
-        parameters=count(own)[0],
+        parameters=parameters,
         bytes=size,
-        bytes_saved=everywhere + size_of_targets(model, shelf) - size,
+        bytes_saved=size_without_sharing(shelf) - size,
         notes=notes,
     )
 
@@ -126,7 +126,7 @@ def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ..
 
 
 def _half_tied(seen: Seen, group: Group, leaf: Group) -> Finding:
-    kinds = {isinstance(seen.tensor(name), nn.Parameter) for name in leaf.names}
+    kinds = {isinstance(seen.shelf.tensor(name), nn.Parameter) for name in leaf.names}
     if kinds != {True}:
         what = f"{_listed(group)} lie over one memory, until the model is cast, moved or copied."
         return finding("TIE110", group.names, what, severity="warning" if True in kinds else None)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
-from tied.checking.groups import Shelf, group_of, suffix
+from tied.checking.groups import group_of, suffix
 from tied.checking.relation import OVERLAP
 from tied.checking.report import IDENTITY, Finding, Group, State, expression
 from tied.checking.rules import finding
+from tied.checking.shelf import Shelf
 from tied.ledger import cuts
 
 WRAPPED = (".base_layer", ".original_module")  # where adapters put the layer that they wrap
@@ -29,28 +30,21 @@ class Seen:
     """What is there: the model, its tensors, and which names share memory.
 
     Attributes:
-        model: The model.
-        shelf: Its tensors.
+        shelf: The tensors of the model.
         groups: What shares memory.
         memory: For every name, a number of the memory it stands for; names that share have the same.
     """
 
-    model: nn.Module
     shelf: Shelf
     groups: tuple[Group, ...]
     memory: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         """Number the memory."""
-        self.memory = {name: place for place, names in enumerate(self.shelf.names) for name in names}
+        self.memory = dict(self.shelf.places)
         for group in self.groups:
             number = self.memory.get(group.names[0], -1)
             self.memory.update(dict.fromkeys(group.names, number))
-
-    def tensor(self, name: str) -> Tensor | None:
-        """Return the tensor under a name; None where a tie computes it."""
-        place = self.shelf.place(name)
-        return None if place is None else self.shelf.tensors[place]
 
     def present(self, name: str) -> str | None:
         """Return the name under which a declared one is found, inside an adapter if need be; None where it is not."""
@@ -73,10 +67,10 @@ class Apart(NamedTuple):
 def judge(seen: Seen) -> Iterator[Apart | Finding]:
     """Yield what is declared and not there, and what is wrong with declarations themselves."""
     yield from _cut(seen)
-    declared = list(pairs(seen.model, seen.memory.keys()))
+    declared = list(pairs(seen.shelf.modules, seen.memory.keys()))
     yield from _pairs(seen, declared)
     yield from _undeclared(seen, declared)
-    for prefix, module in transformers_models(seen.model):
+    for prefix, module in transformers_models(seen.shelf.modules):
         inside = [name.removeprefix(prefix) for name in seen.memory if name.startswith(prefix)]
         for rule in undone(module, inside):
             names = [f"{prefix}{rule.pairs[0][0]}", f"{prefix}{rule.pairs[0][1]}"]
@@ -89,7 +83,7 @@ def fix_of_half_tied(seen: Seen, group: Group) -> str:
     if OVERLAP in group.transforms:
         odd = group.names[group.transforms.index(OVERLAP)]
         return f'p = model.get_parameter("{odd}"); p.data = p.data.clone()'
-    known = hasattr(seen.model, "tie_weights")
+    known = hasattr(seen.shelf.model, "tie_weights")
     return f"{'model.tie_weights()' if known else 'tied.adopt(model, half_tied=True)'}  # then build the optimizer anew"
 
 
@@ -97,10 +91,12 @@ def fix_of_half_tied(seen: Seen, group: Group) -> str:
 
 
 def _cut(seen: Seen) -> Iterator[Apart]:
-    for cut in cuts(seen.model):
+    for cut in cuts(seen.shelf.model) if seen.shelf.has_ties else ():
         target, sources = ".".join(cut.target), [".".join(address) for address in cut.source.sources()]
         transforms = [IDENTITY, *["source"] * (len(sources) - 1), suffix(cut.source)]
-        yield Apart(group_of("declared", [*sources, target], transforms, seen.tensor(sources[0])), "TIE109", "tied")
+        yield Apart(
+            group_of("declared", [*sources, target], transforms, seen.shelf.tensor(sources[0])), "TIE109", "tied"
+        )
 
 
 # -- pairs --------------------------------------------------------------------------------------------
@@ -130,8 +126,8 @@ def _pairs(seen: Seen, declared: Iterable[Pair]) -> Iterator[Apart | Finding]:
 
 def _apart(seen: Seen, names: list[str], origin: str) -> Iterator[Apart]:
     """Say how tensors that are declared one, and are several, differ."""
-    tensors = [seen.tensor(name) for name in names]
-    owners = [seen.model.get_submodule(name.rpartition(".")[0]) for name in names]
+    tensors = [seen.shelf.tensor(name) for name in names]
+    owners = [seen.shelf.owner(name) for name in names]
     if any(is_offloaded(owner) for owner in owners):
         yield Apart(group_of("declared", names, [IDENTITY] * len(names), tensors[0]), "", origin)
         return
@@ -172,13 +168,13 @@ def _state(tensors: list[Tensor]) -> State:
 
 def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[Finding]:
     """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
-    prefixes = [prefix for prefix, _ in transformers_models(seen.model)]
+    prefixes = [prefix for prefix, _ in transformers_models(seen.shelf.modules)]
     known = {seen.present(name) for pair in declared for name in pair[:2]}
     for group in seen.groups if prefixes else ():
-        own = [name for name in group.names if seen.tensor(name) is not None]
+        own = [name for name in group.names if seen.shelf.tensor(name) is not None]
         inside = [name for name in own if any(name.startswith(prefix) for prefix in prefixes)]
         unknown = [name for name in inside if name not in known]
-        is_parameter = isinstance(seen.tensor(own[0]), nn.Parameter) if own else False
+        is_parameter = isinstance(seen.shelf.tensor(own[0]), nn.Parameter) if own else False
         if len(inside) > 1 and unknown and is_parameter and group.state == "tied":
             what = f"{' and '.join(inside[:3])} are one tensor, which transformers does not know: saving refuses, or"
             fix = "model.config.tie_word_embeddings = True  # or tied.adopt(model) and tied.save"

@@ -34,14 +34,18 @@ class Undone(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
 
 
-def transformers_models(model: nn.Module) -> Iterator[tuple[str, Any]]:
+Modules = nn.Module | Mapping[str, nn.Module]  # a model, or what is in it by paths, where that is known already
+
+
+def transformers_models(model: Modules) -> Iterator[tuple[str, Any]]:
     """Yield the models of transformers inside `model`, with the prefix of their names."""
-    for path, module in model.named_modules():
-        if hasattr(module, "_tied_weights_keys") and hasattr(module, "config"):
+    for path, module in model.items() if isinstance(model, Mapping) else model.named_modules():
+        own = hasattr(type(module), "_tied_weights_keys") or "_tied_weights_keys" in module.__dict__
+        if own and hasattr(module, "config"):
             yield f"{path}." if path else "", module
 
 
-def pairs(model: nn.Module, names: Collection[str]) -> Iterator[Pair]:
+def pairs(model: Modules, names: Collection[str]) -> Iterator[Pair]:
     """Yield every declared tie of a model whose tensors have these names."""
     for prefix, module in transformers_models(model):
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]

@@ -60,10 +60,13 @@ class _Clones:
     """Modules that are equal through and through."""
 
     def __init__(self, seen: Seen) -> None:
-        own = [i for i, is_own in enumerate(seen.shelf.parameters) if is_own]
-        self._named = {name: seen.shelf.tensors[i] for i in own for name in seen.shelf.names[i]}
+        self._shelf = seen.shelf
         self._known: dict[tuple[str, ...], bool] = {}
-        self.is_trained = any(tensor.requires_grad for tensor in self._named.values())
+
+    @cached_property
+    def is_trained(self) -> bool:
+        """Whether anything is."""
+        return any(tensor.requires_grad for tensor in self._shelf.tensors)
 
     def outermost(self, pair: tuple[str, str]) -> tuple[str, ...] | None:
         """Return the outermost modules around two names that are equal in all they own, more than one tensor each."""
@@ -99,9 +102,10 @@ class _Clones:
     @cached_property
     def _by_owner(self) -> dict[str, dict[str, Tensor]]:
         inside: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self._named.items():
-            for owner in above(name):
-                inside.setdefault(owner, {})[name[len(owner) + 1 :]] = tensor
+        for place, names in enumerate(self._shelf.names):
+            for name in names if self._shelf.parameters[place] else ():
+                for owner in above(name):
+                    inside.setdefault(owner, {})[name[len(owner) + 1 :]] = self._shelf.tensors[place]
         return inside
 
 

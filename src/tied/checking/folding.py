@@ -5,15 +5,17 @@ Owns: `fold`. Must not look at tensors: it reads names. Read next: `check.py`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+
+from torch import nn
 
 from tied.checking.report import IDENTITY, Group
+from tied.checking.shelf import Shelf
 
 Paths = tuple[str, ...]
 
 
-def fold(groups: Sequence[Group], parameters: Collection[str]) -> tuple[Group, ...]:
+def fold(groups: Sequence[Group], shelf: Shelf) -> tuple[Group, ...]:
     """Replace the groups of all parameters of modules by one group of the modules, with the former as `parts`.
 
     Modules are folded where every parameter of each is shared with its namesakes in the others, as it is, and
@@ -21,23 +23,18 @@ def fold(groups: Sequence[Group], parameters: Collection[str]) -> tuple[Group, .
 
     Args:
         groups: As found, tensor by tensor.
-        parameters: The names of all parameters of the model.
-
-    Example:
-        >>> parts = [Group("tied", (f"a.{x}", f"b.{x}"), ("identity",) * 2) for x in ("weight", "bias")]
-        >>> [group.names for group in fold(parts, {"a.weight", "a.bias", "b.weight", "b.bias"})]
-        [('a', 'b')]
+        shelf: The tensors of the model.
     """
     owners: dict[tuple[str, Paths], list[int]] = {}
     for index, group in enumerate(groups):
         for modules in paths(group.names) if set(group.transforms) == {IDENTITY} else ():
             owners.setdefault((group.state, modules), []).append(index)
-    inside = Counter(path for name in parameters for path in above(name)) if owners else Counter[str]()
-    known = set(parameters)
     folded: dict[int, Group | None] = {}
     for (_, modules), found in sorted(owners.items(), key=lambda item: (item[0][1][0].count("."), item[1])):
-        shared = sum(groups[index].names[0] in known for index in found)
-        if len(found) > 1 and all(inside[path] == shared for path in modules) and not folded.keys() & set(found):
+        if len(found) < 2 or folded.keys() & set(found):
+            continue
+        shared = sum(isinstance(shelf.tensor(groups[index].names[0]), nn.Parameter) for index in found)
+        if all(shelf.count_parameters(path) == shared for path in modules):
             folded.update(dict.fromkeys(found))
             folded[found[0]] = whole(modules, [groups[index] for index in found])
     return tuple(g for index, group in enumerate(groups) if (g := folded.get(index, group)) is not None)

@@ -1,15 +1,12 @@
 """Groups: which names of a model share memory, and what each of them is of the first.
 
-Owns: the names of a model, `groups`, and the sums over them. Must not change a model, nor read values.
+Owns: `groups`, and the sums over them. Must not change a model, nor read values.
 Read next: `folding.py`, which says the same of whole modules; `memory.py` finds the overlaps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,78 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression, Ref, show_address
-from tied.checking.memory import overlapping, pieces
-from tied.checking.relation import relation
+from tied.checking.memory import pieces
+from tied.checking.relation import OVERLAP, relation
 from tied.checking.report import IDENTITY, Group, State
-from tied.ledger import entries
-
-
-class Named(NamedTuple):
-    """A tensor at one of its places."""
-
-    name: str
-    tensor: Tensor
-    is_parameter: bool
-
-
-@dataclass
-class Shelf:
-    """Every tensor object of a model once, with all its names, in the order of `named_parameters`.
-
-    Attributes:
-        tensors: The objects.
-        names: The names of each.
-        parameters: Which of them are Parameters.
-    """
-
-    tensors: list[Tensor]
-    names: list[list[str]]
-    parameters: list[bool]
-
-    def parameter_names(self) -> set[str]:
-        """Return every name of every Parameter."""
-        named = zip(self.names, self.parameters, strict=True)
-        return {name for names, is_own in named if is_own for name in names}
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {name: place for place, names in enumerate(self.names) for name in names}
-
-    def place(self, name: str) -> int | None:
-        """Return the position of the tensor with a name."""
-        return self._places.get(name)
-
-
-def named_tensors(model: nn.Module) -> Iterator[Named]:
-    """Yield every parameter and buffer under every one of its names, shared modules at each of their places."""
-    waiting: list[tuple[str, nn.Module, frozenset[int]]] = [("", model, frozenset())]
-    while waiting:
-        prefix, module, above = waiting.pop()
-        for name, tensor in module._parameters.items():
-            if tensor is not None:
-                yield Named(prefix + name, tensor, True)
-        for name, tensor in module._buffers.items():
-            if tensor is not None:
-                yield Named(prefix + name, tensor, False)
-        children = [(n, m) for n, m in module._modules.items() if m is not None]
-        if children:
-            above = above | {id(module)}
-            waiting += [(f"{prefix}{n}.", m, above) for n, m in reversed(children) if id(m) not in above]
-
-
-def shelve(named: Iterable[Named]) -> Shelf:
-    """Put every tensor object on a shelf once."""
-    places: dict[int, int] = {}
-    shelf = Shelf([], [], [])
-    for name, tensor, is_parameter in named:
-        place = places.setdefault(id(tensor), len(shelf.tensors))
-        if place == len(shelf.tensors):
-            shelf.tensors.append(tensor)
-            shelf.names.append([name])
-            shelf.parameters.append(is_parameter)
-        else:
-            shelf.names[place].append(name)
-    return shelf
+from tied.checking.shelf import Shelf
+from tied.ledger import Tie, entries
 
 
 def groups(model: nn.Module) -> tuple[Group, ...]:
@@ -105,16 +35,17 @@ def groups(model: nn.Module) -> tuple[Group, ...]:
         >>> group.state, group.names, group.transforms
         ('half-tied', ('encoder.weight', 'decoder.weight'), ('identity', '.T'))
     """
-    return shared(model, shelve(named_tensors(model)))
+    return shared(Shelf.of(model))
 
 
-def shared(model: nn.Module, shelf: Shelf) -> tuple[Group, ...]:
+def shared(shelf: Shelf) -> tuple[Group, ...]:
     """Return what shares memory among the tensors of a shelf, and the ties that `tied` declared on the model."""
-    joined = overlapping(shelf.tensors)
-    inside = {place for places in joined for place in places}
-    joined += [[place] for place, names in enumerate(shelf.names) if len(names) > 1 and place not in inside]
+    inside = {place for places in shelf.joined for place in places}
+    joined = shelf.joined + [
+        [place] for place, names in enumerate(shelf.names) if len(names) > 1 and place not in inside
+    ]
     found = [_memory_group(shelf, places) for places in sorted(joined)]
-    return tuple(_with_ledger(model, shelf, found))
+    return tuple(_with_ledger(shelf, found)) if shelf.has_ties else tuple(found)
 
 
 def _memory_group(shelf: Shelf, places: list[int]) -> Group:
@@ -144,26 +75,33 @@ def size_of(tensor: Tensor) -> int:
 # -- ties that `tied` declared ------------------------------------------------------------------------
 
 
-def _with_ledger(model: nn.Module, shelf: Shelf, found: list[Group]) -> Iterator[Group]:
+def _with_ledger(shelf: Shelf, found: list[Group]) -> Iterator[Group]:
     """Yield the groups, each with the targets that read one of its tensors; then the ties of several sources."""
-    inner = model._modules.get("_orig_mod")
-    prefix = "" if inner is None else "_orig_mod."
     known = {name: index for index, group in enumerate(found) for name in group.names}
     more: list[Group] = []
-    for tie, module, _ in entries(model if inner is None else inner):
+    for prefix, tie, module in _ties(shelf):
         if tie.target[-1] in module._parameters or tie.target[-1] in module._buffers:
             continue  # it was cut: the target has a tensor of its own
         target, sources = prefix + ".".join(tie.target), [prefix + ".".join(s) for s in tie.source.sources()]
-        if len(sources) > 1 or shelf.place(sources[0]) is None:
+        first = shelf.tensor(sources[0])
+        if len(sources) > 1 or first is None:
             more.append(_several(shelf, target, sources, tie.source))
             continue
         source = sources[0]
         if source not in known:
             known[source] = len(found)
-            found.append(group_of("tied", [source], [IDENTITY], shelf.tensors[shelf.place(source) or 0]))
+            found.append(group_of("tied", [source], [IDENTITY], first))
         index = known[source]
         found[index] = _joined(found[index], source, target, tie.source)
     yield from [*found, *more]
+
+
+def _ties(shelf: Shelf) -> Iterator[tuple[str, Tie, nn.Module]]:
+    """Yield the declared ties, with what torch.compile puts before their names."""
+    inner = shelf.model._modules.get("_orig_mod")
+    prefix = "" if inner is None else "_orig_mod."
+    for tie, module, _ in entries(shelf.model if inner is None else inner):
+        yield prefix, tie, module
 
 
 def _joined(group: Group, source: str, target: str, expression: Expression) -> Group:
@@ -184,44 +122,44 @@ def suffix(expression: Expression) -> str:
 
 
 def _several(shelf: Shelf, target: str, sources: list[str], expression: Expression) -> Group:
-    place = shelf.place(sources[0])
-    first = None if place is None else shelf.tensors[place]
-    return group_of("tied", [*sources, target], [IDENTITY, *["source"] * (len(sources) - 1), str(expression)], first)
+    transforms = [IDENTITY, *["source"] * (len(sources) - 1), str(expression)]
+    return group_of("tied", [*sources, target], transforms, shelf.tensor(sources[0]))
 
 
 # -- sums ---------------------------------------------------------------------------------------------
 
 
-def count(tensors: list[Tensor]) -> tuple[int, int]:
-    """Return how many numbers and bytes distinct tensors take together, overlaps counted once."""
-    joined = overlapping(tensors)
-    inside = {place for places in joined for place in places}
-    alone = [tensor for place, tensor in enumerate(tensors) if place not in inside and not is_lazy(tensor)]
-    numbers, size = sum(t.numel() for t in alone), sum(map(size_of, alone))
-    for places in joined:
-        covered, itemsize = _union([tensors[place] for place in places])
-        numbers, size = numbers + covered // itemsize, size + covered
+def count(shelf: Shelf) -> tuple[int, int]:
+    """Return how many numbers the Parameters hold, and how many bytes all tensors; overlaps are counted once."""
+    numbers = size = 0
+    inside = {place for places in shelf.joined for place in places}
+    for place, (tensor, is_own) in enumerate(zip(shelf.tensors, shelf.parameters, strict=True)):
+        if place not in inside and not is_lazy(tensor):
+            own = tensor.numel()
+            numbers, size = numbers + own * is_own, size + own * tensor.element_size()
+    for places in shelf.joined:
+        own = [shelf.tensors[place] for place in places if shelf.parameters[place]]
+        covered, itemsize = union(own) if own else (0, 1)
+        numbers, size = numbers + covered // itemsize, size + union([shelf.tensors[place] for place in places])[0]
     return numbers, size
 
 
-def size_of_targets(model: nn.Module, shelf: Shelf) -> int:
-    """Return the bytes that the targets of declared ties would take; those of computed sources are not known."""
-    size, inner = 0, model._modules.get("_orig_mod")
-    for tie, _, _ in entries(model if inner is None else inner):
-        prefix = "" if inner is None else "_orig_mod."
-        places = {source: shelf.place(prefix + ".".join(source)) for source in tie.source.sources()}
-        if None not in places.values():
-            metas = {a: torch.empty_like(shelf.tensors[p], device="meta") for a, p in places.items() if p is not None}
-            size += size_of(tie.source.infer(metas))
+def size_without_sharing(shelf: Shelf) -> int:
+    """Return the bytes that all names would take if each had its own; targets of computed sources are not known."""
+    size = sum(size_of(tensor) * len(names) for tensor, names in zip(shelf.tensors, shelf.names, strict=True))
+    for prefix, tie, _ in _ties(shelf) if shelf.has_ties else ():
+        sources = {source: shelf.tensor(prefix + ".".join(source)) for source in tie.source.sources()}
+        metas = {address: torch.empty_like(t, device="meta") for address, t in sources.items() if t is not None}
+        size += size_of(tie.source.infer(metas)) if len(metas) == len(sources) else 0
     return size
 
 
-def _union(tensors: list[Tensor]) -> tuple[int, int]:
+def union(tensors: list[Tensor]) -> tuple[int, int]:
     """Return the bytes that overlapping tensors cover, and those of one element."""
     found = [piece for tensor in tensors for piece in pieces(tensor)]
     itemsize, low = min(piece.itemsize for piece in found), min(piece.start for piece in found)
     largest = max(tensors, key=size_of)
-    if all(relation(largest, tensor) != "overlap" for tensor in tensors):
+    if all(relation(largest, tensor) != OVERLAP for tensor in tensors):
         return size_of(largest), itemsize
     bytes_seen = np.zeros(max(piece.stop for piece in found) - low, dtype=np.bool_)
     for piece in found:

@@ -42,7 +42,7 @@ def look_at_meaning(seen: Seen) -> Iterator[Finding]:
 
 def _end(seen: Seen, name: str) -> End:
     path = name.rpartition(".")[0]
-    return End(name, path, seen.model.get_submodule(path))
+    return End(name, path, seen.shelf.modules[path])
 
 
 # -- embeddings ---------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def _embedding(seen: Seen, group: Group, ends: list[End]) -> Iterator[Finding]:
         return
     other = others[0]
     for name, path, table in tables:
-        weight = seen.tensor(name)
+        weight = seen.shelf.tensor(name)
         if table.padding_idx is not None and weight is not None and weight.requires_grad:
             what = f"{path} keeps row {table.padding_idx} for padding, without a gradient; {other.name} gives it one."
             row = f"g.index_fill(0, torch.tensor([{table.padding_idx}]), 0)"
@@ -73,9 +73,9 @@ def _embedding(seen: Seen, group: Group, ends: list[End]) -> Iterator[Finding]:
 
 
 def _head(seen: Seen, table: End, others: list[End]) -> Iterator[Finding]:
-    weight = seen.tensor(table.name)
+    weight = seen.shelf.tensor(table.name)
     heads = [end for end in others if isinstance(end.module, nn.Linear)]
-    if weight is None or not heads or next(transformers_models(seen.model), None) or not _is_drawn_wide(weight):
+    if weight is None or not heads or next(transformers_models(seen.shelf.modules), None) or not _is_drawn_wide(weight):
         return
     loss, chance = first_loss(weight.detach()), math.log(weight.shape[0])
     if loss > 2 * chance:
@@ -106,7 +106,7 @@ def first_loss(weight: Tensor) -> float:
 
 
 def _frozen(seen: Seen, group: Group) -> Iterator[Finding]:
-    own = {name: tensor for name in group.names if isinstance(tensor := seen.tensor(name), nn.Parameter)}
+    own = {name: tensor for name in group.names if isinstance(tensor := seen.shelf.tensor(name), nn.Parameter)}
     trained = [name for name, tensor in own.items() if tensor.requires_grad]
     frozen = [name for name in own if name not in trained]
     if trained and frozen:
@@ -134,7 +134,7 @@ def _rows(seen: Seen) -> Iterator[Finding]:
         _, path, module = _end(seen, name)
         if name.rpartition(".")[2] != "weight" or not isinstance(module, nn.Linear):
             continue
-        weight = seen.tensor(name)
+        weight = seen.shelf.tensor(name)
         repeats = _repeats(weight) if weight is not None else _is_expanded(seen, name)
         if repeats and _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
             what = f"Every unit of {path} has the same weights and bias, and gets the same gradient: they stay equal."

@@ -54,7 +54,7 @@ def _twice(held: dict[int, list[Entry]], names: dict[int, list[str]]) -> Iterato
 
 def _of_group(seen: Seen, group: Group, held: dict[int, list[Entry]]) -> Iterator[Finding]:
     """Look at the Parameters over one memory."""
-    own = {name: tensor for name in group.names if (tensor := seen.tensor(name)) is not None}
+    own = {name: tensor for name in group.names if (tensor := seen.shelf.tensor(name)) is not None}
     trained: dict[int, str] = {}
     for name, tensor in own.items():
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
