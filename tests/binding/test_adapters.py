@@ -2,6 +2,10 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,3 +182,48 @@ def test_a_bias_beside_plain_lora_is_the_base_layers() -> None:
     tied.tie(plain, "other.bias", "encoder.bias")
     with_lora(plain, "encoder")
     assert torch.equal(plain.other.bias, plain.encoder.base_layer.bias)
+
+
+def test_an_adapter_of_another_layer_is_none_of_the_sources() -> None:
+    model = with_lora(Model(), "encoder")
+    model.add_adapter("second", peft.LoraConfig(target_modules=["decoder"], r=1, init_lora_weights=False))
+    model.base_model.set_adapter(["default", "second"])
+    layer = model.base_model.model.encoder
+    delta = layer.lora_B.default.weight @ layer.lora_A.default.weight * layer.scaling["default"]
+    effective = layer.base_layer.weight + delta
+    target = model.base_model.model.decoder.base_layer.weight
+    torch.testing.assert_close(target, effective.T, rtol=1e-12, atol=1e-12)
+
+
+class Merging(nn.Module):
+    """A container with a method of its own that is called `merge`."""
+
+    def merge(self) -> str:
+        return "mine"
+
+
+def test_only_adapters_are_guarded() -> None:
+    container = Merging()
+    container.part = Model().decoder
+    assert container.merge() == "mine"
+
+
+ELSEWHERE = """
+import pickle, sys
+from peft import LoraConfig, get_peft_model
+model = pickle.load(open(sys.argv[1], "rb"))
+adapted = get_peft_model(model, LoraConfig(target_modules=["head"], r=2))
+try:
+    adapted.merge_and_unload()
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_pickled_model_is_guarded_in_another_process(tmp_path: Path) -> None:
+    model = nn.Sequential(OrderedDict(embed=nn.Embedding(7, 4), head=nn.Linear(4, 7, bias=False)))
+    tied.tie(model, "head.weight", "embed.weight")
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(model))
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(tmp_path / "model.pkl")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == "WriteError\n"
