@@ -68,12 +68,12 @@ def test_the_blocks_are_layers_themselves():
 
 
 def test_arguments_go_to_every_layer():
-    looped, x = Looped(Block(), 3), torch.randn(2, 4)
+    looped, x, shift = Looped(Block(), 3), torch.randn(2, 4), torch.randn(4)
     expected = x
     for _ in range(3):
-        expected = looped.layers[0](expected, 0.5, scale=2.0)
-    torch.testing.assert_close(looped(x, 0.5, scale=2.0), expected)
-    torch.testing.assert_close(looped(x, shift=0.5, scale=2.0), expected)
+        expected = looped.layers[0](expected, shift, scale=2.0)
+    torch.testing.assert_close(looped(x, shift, scale=2.0), expected)
+    torch.testing.assert_close(looped(x, shift=shift, scale=2.0), expected)
 
 
 def test_tuples_are_collected():
@@ -195,6 +195,16 @@ def test_kernels_get_differences_as_matrices():
     assert repr(delta) == "Delta(2, 18, rank=1)"
 
 
+def test_what_cannot_have_a_difference_is_shared_without_one():
+    block = nn.Module()
+    block.codes = nn.Parameter(torch.ones(2, 2, dtype=torch.int64), requires_grad=False)
+    block.none = nn.Parameter(torch.ones(0, 3))
+    block.nothing = nn.Parameter(torch.ones(3, 0))
+    looped = Looped(block, 2, rank=1)
+    assert not list(looped.layers[1].children())
+    assert len(tied.ties(looped)) == 3
+
+
 def test_differences_are_drawn_anew():
     looped = Looped(nn.Linear(3, 3), 2, rank=1)
     delta = looped.layers[1].weight_delta
@@ -220,9 +230,42 @@ def test_a_transformer_layer_in_evaluation_takes_no_shortcut_around_a_tie():
         torch.testing.assert_close(looped.eval()(x), trained.detach(), rtol=0, atol=1e-12)
 
 
+def test_the_blocks_parameters_stay_themselves():
+    """An optimizer that was built before, or a name that somebody keeps, still means the block's weights."""
+    block = Block()
+    own = list(block.parameters())
+    looped = Looped(block, 3, private=["*.bias"])
+    assert all(one is other for one, other in zip(block.parameters(), own, strict=True))
+    assert all(one is other for one, other in zip(looped.layers[0].parameters(), own, strict=True))
+
+
+class Heavy(nn.Parameter):
+    """A Parameter of which nobody shall make a copy."""
+
+    def __deepcopy__(self, memo):
+        raise AssertionError("copied")
+
+
+def test_shared_parameters_are_never_copied():
+    block = nn.Linear(3, 3)
+    block.weight = Heavy(block.weight.data)
+    assert Looped(block, 4, private=["*.bias"]).layers[3].weight is block.weight
+
+
 def test_repr():
     assert repr(Looped(nn.Identity(), 2, rank=3)).splitlines()[1].strip() == "pattern='cycle', rank=3"
     assert repr(Looped(nn.Identity(), 2)).splitlines()[1].strip() == "pattern='cycle'"
+
+
+class Entries(nn.Module):
+    """A block that returns so many entries."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x):
+        return (x,) * self.count
 
 
 KIND = """\
@@ -285,6 +328,7 @@ relu = nn.ReLU()
         (lambda: Looped(Block(), 2, private=["*.nrom*"]), tied.AddressError, "The private pattern '*.nrom*'"),
         (lambda: Looped(relu, 2, private="*.norm*"), tied.KindError, TEXT),
         (lambda: Looped([nn.Identity(), nn.LSTM(2, 2)], 2)(torch.zeros(1, 1, 2)), tied.KindError, MIXED),
+        (lambda: Looped([Entries(2), Entries(3)], 2)(0), tied.KindError, "found:    2 entries, 3 entries"),
         (lambda: Looped(parametrizations.weight_norm(nn.Linear(2, 2)), 2), tied.KindError, "is computed"),
     ],
 )
