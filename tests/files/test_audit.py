@@ -224,9 +224,9 @@ def test_sums_are_what_they_say():
 
 def test_sums_are_exact_where_they_are_largest():
     """Many rows of the largest number: rounding would make the sums depend on the order of the rows."""
-    prints, words = Fingerprints(3), np.full((300_000, 2), 1 << 31, np.uint32)
+    prints, words = Fingerprints(3), np.full((300_000, 2), (1 << 31) + 1, np.uint32)
     rows, columns = (prints.weights(axis, 0, n).astype(object) for axis, n in ((1, 300_000), (0, 2)))
-    by_hand = [int(rows[i].sum() * columns[i].sum()) * -(1 << 31) % 2**64 for i in range(fingerprint.SUMS)]
+    by_hand = [int(rows[i].sum() * columns[i].sum()) * (1 - (1 << 31)) % 2**64 for i in range(fingerprint.SUMS)]
     assert prints.sums(words, (1, 0)) == tuple(by_hand)
 
 
