@@ -237,14 +237,13 @@ class _ChunkedLoss(torch.autograd.Function):
         wanted, ready, ctx.ready = ctx.needs_input_grad[:3], ctx.ready, None
         if not is_ordinary_backward(grad):
             return *_differentiable(ctx.plain, (hidden, table, bias), wanted, grad), *[None] * 4
+        late = ctx.task.rule.reduction == "none"
         if ready is None:
             walk = Pass(ctx.task, hidden, table, bias)
             shares = ctx.task.shares(targets)
-            late = ctx.task.rule.reduction == "none"
             walk.run(targets, shares * grad if late else shares, wanted)
             ready = walk.gradients()
-            grad = grad if not late else grad.new_ones(())
-        if float(grad) != 1:
+        if not late and (grad.is_cuda or float(grad) != 1):
             for gradient in ready:
                 if gradient is not None:
                     gradient *= grad
