@@ -174,6 +174,8 @@ def _report(job: Job, *, as_json: bool) -> None:
     from tied.study.train.results import sentences, table, to_json, writing
 
     processes = Processes()
+    count = f"{processes.count} process{'es' * (processes.count != 1)}"
+    say(f"Training on {processes.device.type}, in {count}.")
     runs = _collect(job, processes)
     if not processes.are_led_from_here:
         return
