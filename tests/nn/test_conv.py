@@ -189,6 +189,22 @@ TiedConvTranspose1d(...)
 The model was not changed."""
 
 
+OWN_WAY = """\
+TiedConvTranspose1d(Causal)
+  The convolution computes in a way of its own, whose adjoint is not known.
+  found:    Causal.forward, which is not that of nn.Conv1d
+  expected: an nn.Conv1d that computes as torch does
+  fix:      share the weight alone: tied.tie(model, 'back.weight', 'conv.weight')
+The model was not changed."""
+
+
+class Causal(nn.Conv1d):
+    """A convolution that sees the past only, as people write it."""
+
+    def forward(self, input):
+        return super().forward(nn.functional.pad(input, (2, 0)))
+
+
 def strided() -> nn.Conv2d:
     return nn.Conv2d(2, 3, 3, stride=3).requires_grad_(False)
 
@@ -197,6 +213,7 @@ def strided() -> nn.Conv2d:
     ("call", "error", "message"),
     [
         (lambda: TiedConvTranspose2d(nn.Conv1d(2, 3, 3)), tied.KindError, KIND),
+        (lambda: TiedConvTranspose1d(Causal(2, 3, 3)), tied.KindError, OWN_WAY),
         (lambda: TiedConvTranspose2d(nn.LazyConv2d(3, 3)), tied.KindError, LAZY),
         (lambda: TiedConvTranspose2d(nn.Conv2d(2, 3, 3, dtype=torch.complex64)), tied.DtypeError, COMPLEX),
         (lambda: TiedConvTranspose2d(strided(), output_size=(4, 2)), tied.ShapeError, TOO_SMALL),

@@ -70,6 +70,13 @@ class _Adjoint(_ConvTransposeNd):
                 expected=f"the nn.{cls._source.__name__} whose weight is to be used",
                 fix=f"{cls.__name__}(model.conv); another number of dimensions has a class of its own",
             )
+        if type(conv).forward is not cls._source.forward:  # pads, normalizes or activates by itself
+            raise KindError(
+                "The convolution computes in a way of its own, whose adjoint is not known.",
+                found=f"{type(conv).__name__}.forward, which is not that of nn.{cls._source.__name__}",
+                expected=f"an nn.{cls._source.__name__} that computes as torch does",
+                fix="share the weight alone: tied.tie(model, 'back.weight', 'conv.weight')",
+            )
         if check_trainable(conv.weight).is_complex():
             raise DtypeError(
                 "The adjoint of a complex convolution needs the conjugate weight, not the same one.",
@@ -227,7 +234,7 @@ class TiedConvTranspose2d(_Adjoint, nn.ConvTranspose2d):
         dtype: Of the bias; that of `conv.weight` where not given.
 
     Raises:
-        KindError: `conv` is no `nn.Conv2d`, or has no shape yet.
+        KindError: `conv` is no `nn.Conv2d`, has no shape yet, or computes in a way of its own.
         DtypeError: its weight is complex, or holds integers.
         ShapeError: `conv` takes no input of `output_size`.
 
