@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import tied
 from tied.nn import accumulate, many_uses, shared_linear
@@ -329,7 +330,8 @@ def test_batched_gradients(rows):
     both(act, rows=rows)
 
 
-def test_batched_gradients_for_one_use_of_two():
+@pytest.mark.parametrize("batched_first", [True, False])
+def test_batched_gradients_for_one_use_of_two(batched_first):
     """An unbatched gradient and a batched one meet at the weight."""
 
     class Doubled(torch.autograd.Function):
@@ -342,7 +344,9 @@ def test_batched_gradients_for_one_use_of_two():
             return torch.full((40, WIDTH), 2.0, dtype=torch.float64)
 
     def act(loop):
-        total = (Doubled.apply(loop.step(loop.x)).sum() + loop.step(loop.x).sum()).reshape(1)
+        first, second = loop.step(loop.x), loop.step(loop.x)
+        batched, unbatched = (second, first) if batched_first else (first, second)  # the engine goes backwards
+        total = (Doubled.apply(unbatched).sum() + batched.sum()).reshape(1)
         return torch.autograd.grad(total, loop.weight, torch.ones(4, 1, dtype=torch.float64), is_grads_batched=True)
 
     both(act, rows=40)
@@ -604,6 +608,8 @@ def test_where_it_steps_aside(monkeypatch):
     with torch.no_grad():
         assert steps_aside(monkeypatch, x, weight)
     with torch.inference_mode():
+        assert steps_aside(monkeypatch, x, weight)
+    with FlopCounterMode(display=False):
         assert steps_aside(monkeypatch, x, weight)
 
 
