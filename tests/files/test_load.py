@@ -392,6 +392,39 @@ class TestNothingIsChangedOnFailure:
             tied.load(model, path)
 
 
+class TestRecurrentModules:
+    """They keep their weights in a list too, which must follow."""
+
+    def make(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.LSTM(4, 4), nn.LSTM(4, 4))
+        model[1].weight_hh_l0 = model[0].weight_hh_l0
+        return model
+
+    @pytest.mark.parametrize("assign", [False, True])
+    @pytest.mark.parametrize("tie", [False, True])
+    def test_what_is_loaded_is_what_computes(self, path: Path, assign: bool, tie: bool) -> None:
+        truth, model = self.make(0), self.make(1)
+        if tie:
+            for each in (truth, model):
+                tied.tie(each, "1.weight_ih_l0", "0.weight_ih_l0")
+        tied.save(truth, path)
+        tied.load(model, path, assign=assign)
+        x = torch.randn(3, 2, 4)
+        for number in (0, 1):
+            assert torch.equal(model[number](x)[0], truth[number](x)[0])
+        assert model[1].weight_hh_l0 is model[0].weight_hh_l0
+
+    def test_a_failed_load_too(self, path: Path) -> None:
+        model = nn.Sequential(nn.LSTM(4, 4), Picky(3, 3))
+        save_file({name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}, path)
+        x = torch.randn(3, 2, 4)
+        before = model[0](x)[0]
+        with pytest.raises(ValueError, match="not today"):
+            tied.load(model, path, assign=True)
+        assert torch.equal(model[0](x)[0], before)
+
+
 class TestMeta:
     @pytest.mark.parametrize("layout", ["compact", "expanded"])
     def test_a_tied_model_on_meta(self, path: Path, layout: Any) -> None:

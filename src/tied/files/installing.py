@@ -44,9 +44,8 @@ def _put(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
         if not assign:
             unfolded(present.detach(), present).copy_(unfolded(value, present))
             continue
-        place, attribute = _slot(names, name)
         is_parameter = isinstance(present, Parameter)
-        place[attribute] = Parameter(value, requires_grad=present.requires_grad) if is_parameter else value
+        _set(names, name, Parameter(value, requires_grad=present.requires_grad) if is_parameter else value)
 
 
 def _load(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
@@ -80,22 +79,25 @@ def _share_again(names: Names, values: Mapping[str, Tensor]) -> None:
     """Put new Parameters where old ones shared memory with one that was replaced."""
     for name, source in names.sources.items():
         changed = [name_of(address) for address in source.sources() if name_of(address) in values]
-        if name not in names.keys or not changed:
+        if name not in names.keys or not changed:  # a target, which reads its source anyway
             continue
-        place, attribute = _slot(names, name)
-        kept, at = _slot(names, changed[0])
-        shared: Any = kept[at]
+        shared: Any = getattr(*_slot(names, changed[0]))
         old = names.values[name]
         if old is not names.values[changed[0]]:
             view = source.value({source.sources()[0]: shared.detach()})
             shared = Parameter(view, requires_grad=old.requires_grad) if isinstance(old, Parameter) else view
-        place[attribute] = shared
+        _set(names, name, shared)
 
 
-def _slot(names: Names, name: str) -> tuple[dict[str, Any], str]:
+def _slot(names: Names, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = names.keys[name].rpartition(".")
-    module = names.model.get_submodule(path)
-    return (module._parameters if attribute in module._parameters else module._buffers), attribute
+    return names.model.get_submodule(path), attribute
+
+
+def _set(names: Names, name: str, value: Tensor) -> None:
+    """Set an attribute as anybody would: a recurrent module has to see it."""
+    module, attribute = _slot(names, name)
+    setattr(module, attribute, value)
 
 
 @contextmanager
@@ -117,6 +119,8 @@ def untouched_on_failure(model: nn.Module, *, in_place: bool) -> Generator[None]
             module._parameters.update(parameters)
             module._buffers.clear()
             module._buffers.update(buffers)
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()  # it keeps them in a list too
         with torch.no_grad():
             for key, copy in copies.items():
                 tensors[key].copy_(copy)
