@@ -1,6 +1,6 @@
-"""The audit of a checkpoint costs about one read of it, and a fifth of a gigabyte is not needed to do it.
+"""The audit of a checkpoint costs about one and a half reads of it, in a few megabytes of memory.
 
-A file of 3.5 GB is made: 175 tensors, 54 of them exact copies of others, 9 transposed copies, and a fused projection
+A file of 3.2 GB is made: 175 tensors, 54 of them exact copies of others, 9 transposed copies, and a fused projection
 beside its parts. Then it is audited, and the same is asked of the ways that people write: every tensor
 hashed, and every pair of one shape compared by `torch.equal`. The measure is reading the file once. All ways
 see the file in the page cache; each round runs each way, in a process of its own, so that memory is its own too.
@@ -101,15 +101,14 @@ def count(report: object) -> list[int]:
 
 
 def hashed(path: Path) -> object:
-    """What finds exact copies only: the fastest hash that every torch brings its users, all of the file."""
+    """What finds exact copies only: the fastest hash of Python, over all of the file."""
     import hashlib
 
     from safetensors import safe_open
 
-    seen: dict[bytes, str] = {}
     with safe_open(path, "numpy") as file:
         digests = [hashlib.blake2b(file.get_tensor(name)).digest() for name in file.keys()]  # noqa: SIM118
-    return len(digests) - len({*digests, *seen})
+    return len(digests) - len(set(digests))
 
 
 def pairwise(path: Path) -> object:
