@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import pickle
 import threading
 import weakref
@@ -554,6 +555,34 @@ def test_many_threads_on_one_graph_and_on_graphs_of_their_own():
 
 
 # What is held, and when it steps aside
+
+
+def peak(step):
+    """Return the most bytes that a step holds at any time."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
+        step()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events)
+    return max(itertools.accumulate(size for _, size in changes))
+
+
+def test_one_buffer_of_the_size_of_the_weight():
+    weight, x = nn.Parameter(torch.randn(256, 256)), torch.randn(4, 256)
+
+    def step(linear):
+        weight.grad = None
+        state = x
+        for _ in range(6):
+            state = torch.tanh(linear(state, weight))
+        state.sum().backward()
+
+    size = 256 * 256 * 4
+    step(gathered_linear)
+    weight.grad = None
+    assert peak(lambda: step(gathered_linear)) < 1.6 * size
+    weight.grad = None
+    assert peak(lambda: step(functional.linear)) > 2.5 * size
 
 
 def gathering_of(loop):

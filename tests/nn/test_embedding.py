@@ -151,6 +151,16 @@ def test_both_uses_share_one_buffer(monkeypatch, request):
             assert taken[0][1] is taken[1][1]
 
 
+def test_two_losses_of_one_table():
+    emb, (tokens, targets) = build(bias=True, padding_idx=2), batch()
+    hand = ByHand(emb, bias=True, padding_idx=2)
+    for model in (emb, hand):
+        first = torch.tanh(model(tokens))
+        second = torch.tanh(first + model(targets))
+        (model.loss(first, targets) + 2 * model.loss(second, tokens) + model.loss(first.detach(), tokens)).backward()
+    same([p.grad for p in emb.parameters()], [p.grad for p in hand.parameters()])
+
+
 def test_lookup_of_one_graph_in_several_runs():
     emb, (tokens, targets) = build(bias=True), batch()
     hand, found = ByHand(emb, bias=True), []
