@@ -155,6 +155,11 @@ def test_nearest_of_two_is_the_smaller():
     assert nearest_value(points, torch.tensor([2.0, 0.0, 1.0])).tolist() == [1, 1, 2, 2, 0]
 
 
+def test_a_point_between_two_values_goes_to_the_smaller():
+    values, codes = cluster(torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64), 2)
+    assert (values.tolist(), codes.tolist()) == ([0.5, 2.0], [1, 0, 0])
+
+
 def test_values_that_nobody_needs_stay_where_they_were():
     values, codes = cluster(torch.tensor([0.0, 0.1, 10.0], dtype=torch.float64), 3)
     torch.testing.assert_close(values, torch.tensor([0.05, 5, 10], dtype=torch.float64))
@@ -162,8 +167,6 @@ def test_values_that_nobody_needs_stay_where_they_were():
 
 
 # -- the warning ----------------------------------------------------------------------------------------
-
-WARNED = [(per, private) for per in ("input", "scalar") for private in (None,)]
 
 
 @pytest.mark.parametrize("per", ["input", "scalar"])

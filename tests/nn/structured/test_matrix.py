@@ -24,6 +24,7 @@ from tied.nn import (
     ToeplitzLinear,
 )
 from tied.nn.structured import StructuredLinear
+from tied.nn.structured.orbit import orbits
 
 # -- counts -------------------------------------------------------------------------------------------
 
@@ -82,6 +83,29 @@ def test_trivial_group_is_a_dense_layer():
     )
     x = torch.randn(5, 6)
     assert torch.equal(layer(x), dense(x))
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+def test_orbits_of_long_cycles_are_found_in_few_rounds(order):
+    """The number of rounds grows with the logarithm of the length of a cycle."""
+    cycle = {"ascending": torch.arange(4096), "descending": torch.arange(4096).flip(0), "random": torch.randperm(4096)}
+    moved = torch.empty(4096, dtype=torch.long)
+    moved[cycle[order]] = cycle[order].roll(-1)
+    with Count(torch.ops.aten.minimum.default) as count:
+        assert not orbits(moved[None]).any()
+    assert 2 <= count.calls <= 2 * 2 * 12
+
+
+class Count(TorchDispatchMode):
+    """How often an operation was called."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation, self.calls = operation, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += function is self.operation
+        return function(*args, **(kwargs or {}))
 
 
 def test_orbits_are_numbered_by_their_first_entries():

@@ -106,11 +106,10 @@ class BroadcastLinear(FixedTensors):
         if self.per == "diagonal":
             return self._diagonal()
         wide, tall = (self.in_features,), (self.out_features,)
-        theta = {"input": wide, "output": tall, "scalar": (1,)}[self.per]
-        return {
-            "theta": theta,
-            **({"scale": wide if self.per == "output" else tall} if self.private == "scale" else {}),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"theta": {"input": wide, "output": tall, "scalar": (1,)}[self.per]}
+        if self.private == "scale":
+            shapes["scale"] = wide if self.per == "output" else tall
+        return shapes
 
     def _diagonal(self) -> dict[str, tuple[int, ...]]:
         if self.in_features != self.out_features:
@@ -173,7 +172,8 @@ class BroadcastLinear(FixedTensors):
 
     def extra_repr(self) -> str:
         """Show what is repeated, and what is private."""
-        return f"{super().extra_repr()}, per={self.per}, private={self.private}"
+        shown = f"{super().extra_repr()}, per={self.per}, private={self.private}"
+        return f"{shown}, seed={self.seed}" if self.private == "sign" else shown
 
 
 def _outputs_are_equal(layer: BroadcastLinear) -> str:

@@ -110,14 +110,14 @@ def orbits(permutations: Tensor) -> Tensor:
     Shapes:
         permutations: `(generators, n)`; result: `(n,)`.
     """
+    both_ways = torch.cat((permutations, permutations.argsort(1)))
     first = torch.arange(permutations.shape[1], device=permutations.device)
     while True:
         least = first
-        for moved in permutations:
+        for moved in both_ways:
             least = torch.minimum(least, least[moved])
-            least = least.scatter_reduce(0, moved, least, "amin")
-        lower = first.scatter_reduce(0, first, least, "amin")  # a whole orbit so far learns what one member knows
-        lower = lower[lower[least]]
+        lower = first.scatter_reduce(0, first, least, "amin")  # all that have found each other learn what one knows
+        lower = lower[lower]
         if torch.equal(lower, first):
             return torch.unique(first, return_inverse=True)[1]
         first = lower

@@ -30,8 +30,8 @@ def spectrum(values: Tensor, length: int) -> Tensor:
 def smooth_length(least: int) -> int:
     """Return the next length at which Fourier transforms are fast: a product of twos, threes and fives.
 
-    >>> smooth_length(2047), smooth_length(11)
-    (2048, 12)
+    >>> smooth_length(2047), smooth_length(11), smooth_length(19)
+    (2048, 12, 20)
     """
     length = least
     while not _is_smooth(length):
