@@ -86,7 +86,7 @@ def _look(
     apart = {each.group.names: each for each in judged if isinstance(each, Apart)}
     equal = equal_groups(seen, {name for names in apart for name in names})
     groups = fold([*seen.groups, *(each.group for each in apart.values()), *equal], shelf)
-    traced, notes = _traced(model, inputs)
+    traced, notes = _traced(shelf, inputs)
     findings = [each for each in judged if isinstance(each, Finding)]
     findings += [*_of_groups(seen, groups, apart), *look_at_meaning(seen), *look_at_adapters(seen)]
     findings += look_at_optimizer(seen, optimizer) if optimizer is not None else ()
@@ -102,12 +102,13 @@ def _look(
     )
 
 
-def _traced(model: nn.Module, inputs: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+def _traced(shelf: Shelf, inputs: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Return the modules that are called several times; where inputs were given in vain, say why."""
     try:
-        return tuple(called(model, calls(model, inputs))), ()
+        return tuple(called(shelf.modules, calls(shelf.model, inputs))), ()
     except NotTracedError as error:
-        return (), () if inputs is None else (f"Calls were not counted: the forward failed with {error}",)
+        found = tuple(called(shelf.modules, {}))
+        return found, () if inputs is None else (f"Calls were not counted: the forward failed with {error}",)
 
 
 def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ...], Apart]) -> Iterator[Finding]:

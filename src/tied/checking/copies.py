@@ -10,16 +10,17 @@ samples there, or proportional ones. Only what agrees in the samples is compared
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from tied.checking.memory import PLAIN
 from tied.checking.report import IDENTITY
+
+Kind = tuple[torch.dtype, torch.device, torch.Size]
 
 FEWEST = 16  # numbers; less than that may be equal by chance of rounding, and saves nothing
 SAMPLES = 8
@@ -44,28 +45,30 @@ def copies(tensors: Sequence[Tensor]) -> list[Copy]:
         [Copy(first=0, other=1, transform='.T', factor=1.0), Copy(first=0, other=4, transform='[2:6]', factor=1.0)]
     """
     found: dict[int, Copy] = {}
-    kinds: dict[Hashable, list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        if _is_readable(tensor):
-            kinds.setdefault((tensor.dtype, tensor.device, tuple(sorted(tensor.shape))), []).append(place)
-    for places in kinds.values():
+    kinds = _kinds(tensors)
+    turned: dict[Hashable, list[int]] = {}
+    for (dtype, device, shape), places in kinds.items():
+        turned.setdefault((dtype, device, tuple(sorted(shape))), []).extend(places)
+    for places in turned.values():
         if len(places) > 1:
-            for copy in _same_size(tensors, places):
+            for copy in _same_size(tensors, sorted(places)):
                 found.setdefault(copy.other, copy)
-    for copy in _rows(tensors, [p for places in kinds.values() for p in places if p not in found]):
+    for copy in _rows(tensors, kinds, found):
         found.setdefault(copy.other, copy)
     return sorted(found.values())
 
 
-def _is_readable(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in PLAIN
-        and tensor.layout is torch.strided
-        and tensor.dtype.is_floating_point
-        and tensor.device.type != "meta"
-        and not is_lazy(tensor)
-        and tensor.numel() >= FEWEST
-    )
+def _kinds(tensors: Sequence[Tensor]) -> dict[Kind, list[int]]:
+    """Sort the tensors that can be read by dtype, device and shape."""
+    kinds: dict[Kind, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        if type(tensor) in PLAIN and tensor.layout is torch.strided:
+            kinds.setdefault((tensor.dtype, tensor.device, tensor.shape), []).append(place)
+    return {kind: places for kind, places in kinds.items() if _is_readable(*kind)}
+
+
+def _is_readable(dtype: torch.dtype, device: torch.device, shape: torch.Size) -> bool:
+    return dtype.is_floating_point and device.type != "meta" and shape.numel() >= FEWEST
 
 
 # -- of one size --------------------------------------------------------------------------------------
@@ -164,14 +167,13 @@ def _factor(one: Tensor, two: Tensor) -> float | None:
 # -- rows of a larger one -----------------------------------------------------------------------------
 
 
-def _rows(tensors: Sequence[Tensor], places: list[int]) -> Iterator[Copy]:
+def _rows(tensors: Sequence[Tensor], kinds: Mapping[Kind, list[int]], known: Collection[int]) -> Iterator[Copy]:
     """Yield tensors that are consecutive rows of a larger one: a part of a fused weight, a cut vocabulary."""
-    kinds: dict[Hashable, list[int]] = {}
-    for place in places:
-        tensor = tensors[place]
-        if tensor.dim() > 1 and tensor.shape[1:].numel() >= 4:
-            kinds.setdefault((tensor.dtype, tensor.device, tuple(tensor.shape[1:])), []).append(place)
-    for same in kinds.values():
+    widths: dict[Hashable, list[int]] = {}
+    for (dtype, device, shape), places in kinds.items():
+        if len(shape) > 1 and shape[1:].numel() >= 4:
+            widths.setdefault((dtype, device, shape[1:]), []).extend(p for p in places if p not in known)
+    for same in widths.values():
         if len({tensors[place].shape[0] for place in same}) > 1:
             yield from _rows_of_one_width(tensors, sorted(same, key=lambda p: (-tensors[p].shape[0], p)))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,11 @@ class Seen:
             number = self.memory.get(group.names[0], -1)
             self.memory.update(dict.fromkeys(group.names, number))
 
+    @cached_property
+    def pretrained(self) -> dict[str, Any]:
+        """The models of transformers inside, by the prefix of their names."""
+        return dict(transformers_models(self.shelf.modules))
+
     def present(self, name: str) -> str | None:
         """Return the name under which a declared one is found, inside an adapter if need be; None where it is not."""
         owner, _, attribute = name.rpartition(".")
@@ -67,10 +73,12 @@ class Apart(NamedTuple):
 def judge(seen: Seen) -> Iterator[Apart | Finding]:
     """Yield what is declared and not there, and what is wrong with declarations themselves."""
     yield from _cut(seen)
-    declared = list(pairs(seen.shelf.modules, seen.memory.keys()))
+    declared = list(
+        pairs({prefix.rstrip("."): module for prefix, module in seen.pretrained.items()}, seen.memory.keys())
+    )
     yield from _pairs(seen, declared)
     yield from _undeclared(seen, declared)
-    for prefix, module in transformers_models(seen.shelf.modules):
+    for prefix, module in seen.pretrained.items():
         inside = [name.removeprefix(prefix) for name in seen.memory if name.startswith(prefix)]
         for rule in undone(module, inside):
             names = [f"{prefix}{rule.pairs[0][0]}", f"{prefix}{rule.pairs[0][1]}"]
@@ -168,7 +176,7 @@ def _state(tensors: list[Tensor]) -> State:
 
 def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[Finding]:
     """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
-    prefixes = [prefix for prefix, _ in transformers_models(seen.shelf.modules)]
+    prefixes = list(seen.pretrained)
     known = {seen.present(name) for pair in declared for name in pair[:2]}
     for group in seen.groups if prefixes else ():
         own = [name for name in group.names if seen.shelf.tensor(name) is not None]

@@ -141,10 +141,10 @@ def is_offloaded(owner: nn.Module) -> bool:
     return any(getattr(each, "offload", False) for each in (hook, *(getattr(hook, "hooks", ()) or ())))
 
 
-def tied_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+def tied_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield DeepSpeed's tied layers of this stage: the name, the module, and how many layers it serves."""
-    for path, module in model.named_modules():
-        tied, specs = getattr(module, "tied_modules", None), getattr(module, "_layer_specs", None)
+    for path, module in modules.items():
+        tied, specs = module._modules.get("tied_modules"), module.__dict__.get("_layer_specs")
         if isinstance(tied, nn.ModuleDict) and specs is not None:
             for key, layer in tied.items():
                 layers = sum(getattr(spec, "key", None) == key for spec in specs)

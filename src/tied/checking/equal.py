@@ -43,11 +43,10 @@ def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:
 
 def _candidates(seen: Seen, judged: Collection[str]) -> tuple[list[str], list[Tensor]]:
     """Return the Parameters, one for each memory."""
-    chosen: dict[int, tuple[str, Tensor]] = {}
-    for tensor, names, is_own in zip(seen.shelf.tensors, seen.shelf.names, seen.shelf.parameters, strict=True):
-        if is_own and names[0] not in judged:
-            chosen.setdefault(seen.memory[names[0]], (names[0], tensor))
-    return [name for name, _ in chosen.values()], [tensor for _, tensor in chosen.values()]
+    again = {place for places in seen.shelf.joined for place in places[1:]}
+    slots = zip(seen.shelf.names, seen.shelf.tensors, seen.shelf.parameters, strict=True)
+    chosen = [(n[0], t) for place, (n, t, own) in enumerate(slots) if own and place not in again and n[0] not in judged]
+    return [name for name, _ in chosen], [tensor for _, tensor in chosen]
 
 
 def _expression(source: str, copy: Copy) -> str:

@@ -17,7 +17,7 @@ from tied.algebra import Expression, Ref, show_address
 from tied.checking.memory import pieces
 from tied.checking.relation import OVERLAP, relation
 from tied.checking.report import IDENTITY, Group, State
-from tied.checking.shelf import Shelf
+from tied.checking.shelf import Shelf, size_of as size_of
 from tied.ledger import Tie, entries
 
 
@@ -65,11 +65,6 @@ def group_of(state: State, names: Iterable[str], transforms: Iterable[str], firs
         return Group(state, tuple(names), tuple(transforms))
     shape, dtype = tuple(first.shape), str(first.dtype).removeprefix("torch.")
     return Group(state, tuple(names), tuple(transforms), shape, dtype, size_of(first))
-
-
-def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor, as if it were stored densely."""
-    return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()
 
 
 # -- ties that `tied` declared ------------------------------------------------------------------------
@@ -133,10 +128,9 @@ def count(shelf: Shelf) -> tuple[int, int]:
     """Return how many numbers the Parameters hold, and how many bytes all tensors; overlaps are counted once."""
     numbers = size = 0
     inside = {place for places in shelf.joined for place in places}
-    for place, (tensor, is_own) in enumerate(zip(shelf.tensors, shelf.parameters, strict=True)):
-        if place not in inside and not is_lazy(tensor):
-            own = tensor.numel()
-            numbers, size = numbers + own * is_own, size + own * tensor.element_size()
+    for place, (own, bytes_of_it) in enumerate(shelf.sizes):
+        if place not in inside:
+            numbers, size = numbers + own * shelf.parameters[place], size + bytes_of_it
     for places in shelf.joined:
         own = [shelf.tensors[place] for place in places if shelf.parameters[place]]
         covered, itemsize = union(own) if own else (0, 1)
@@ -146,7 +140,7 @@ def count(shelf: Shelf) -> tuple[int, int]:
 
 def size_without_sharing(shelf: Shelf) -> int:
     """Return the bytes that all names would take if each had its own; targets of computed sources are not known."""
-    size = sum(size_of(tensor) * len(names) for tensor, names in zip(shelf.tensors, shelf.names, strict=True))
+    size = sum(each * len(names) for (_, each), names in zip(shelf.sizes, shelf.names, strict=True))
     for prefix, tie, _ in _ties(shelf) if shelf.has_ties else ():
         sources = {source: shelf.tensor(prefix + ".".join(source)) for source in tie.source.sources()}
         metas = {address: torch.empty_like(t, device="meta") for address, t in sources.items() if t is not None}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # batch and instance norms
 
 from tied.checking.declarations import Seen
-from tied.checking.declared import transformers_models
+from tied.checking.memory import PLAIN
 from tied.checking.report import Finding, Group
 from tied.checking.rules import finding
 
@@ -75,7 +75,7 @@ def _embedding(seen: Seen, group: Group, ends: list[End]) -> Iterator[Finding]:
 def _head(seen: Seen, table: End, others: list[End]) -> Iterator[Finding]:
     weight = seen.shelf.tensor(table.name)
     heads = [end for end in others if isinstance(end.module, nn.Linear)]
-    if weight is None or not heads or next(transformers_models(seen.shelf.modules), None) or not _is_drawn_wide(weight):
+    if weight is None or not heads or seen.pretrained or not _is_drawn_wide(weight):
         return
     loss, chance = first_loss(weight.detach()), math.log(weight.shape[0])
     if loss > 2 * chance:
@@ -129,13 +129,14 @@ def _statistics(seen: Seen) -> Iterator[Finding]:
 def _rows(seen: Seen) -> Iterator[Finding]:
     """Yield layers all of whose units compute the same, now and after every step."""
     candidates = {name for group in seen.groups for name in group.names}
-    candidates |= {names[0] for t, names in zip(seen.shelf.tensors, seen.shelf.names, strict=True) if _repeats(t)}
+    odd = [place for place, t in enumerate(seen.shelf.tensors) if type(t) in PLAIN and not t.is_contiguous()]
+    candidates |= {seen.shelf.names[place][0] for place in odd if _repeats(seen.shelf.tensors[place])}
     for name in sorted(candidates):
         _, path, module = _end(seen, name)
         if name.rpartition(".")[2] != "weight" or not isinstance(module, nn.Linear):
             continue
         weight = seen.shelf.tensor(name)
-        repeats = _repeats(weight) if weight is not None else _is_expanded(seen, name)
+        repeats = _is_expanded(seen, name) if weight is None else type(weight) in PLAIN and _repeats(weight)
         if repeats and _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
             what = f"Every unit of {path} has the same weights and bias, and gets the same gradient: they stay equal."
             yield finding(
@@ -144,9 +145,7 @@ def _rows(seen: Seen) -> Iterator[Finding]:
 
 
 def _repeats(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (nn.Parameter, Tensor) and tensor.dim() == 2 and tensor.shape[0] > 1 and tensor.stride(0) == 0
-    )
+    return tensor.dim() == 2 and tensor.shape[0] > 1 and tensor.stride(0) == 0
 
 
 def _is_expanded(seen: Seen, name: str) -> bool:

@@ -138,23 +138,18 @@ def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
     """
     spaces: dict[Hashable, list[Interval]] = {}
     for position, tensor in enumerate(tensors):
-        for start, stop, space in _intervals(tensor):
-            spaces.setdefault(space, []).append((start, stop, position))
+        if type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_meta:  # nearly all, so a short way
+            start = tensor.data_ptr()
+            spaces.setdefault(tensor.device, []).append((start, start + tensor.nbytes, position))
+        else:
+            for piece in pieces(tensor):
+                spaces.setdefault(piece.space, []).append((piece.start, piece.stop, position))
     joined = _Joined()
     for intervals in spaces.values():
         intervals.sort()
         for run in _runs(intervals):
             _join(run, tensors, joined)
     return joined.groups()
-
-
-def _intervals(tensor: Tensor) -> Iterable[tuple[int, int, Hashable]]:
-    """Return the intervals of a tensor, fast for the most frequent kind: a plain, contiguous one."""
-    if type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_meta:
-        start = tensor.data_ptr()
-        if start:
-            return ((start, start + tensor.nbytes, tensor.device),)
-    return [(piece.start, piece.stop, piece.space) for piece in pieces(tensor)]
 
 
 def _runs(intervals: list[Interval]) -> Iterable[list[Interval]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tied.checking.memory import overlapping
 from tied.ledger import LINKS, PLANT
@@ -64,6 +65,12 @@ class Shelf:
         return overlapping(self.tensors)
 
     @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """How many numbers and bytes each tensor has, as if it were stored densely; none where it has no shape yet."""
+        numbers = [0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors]
+        return [(n, n and n * tensor.element_size()) for n, tensor in zip(numbers, self.tensors, strict=True)]
+
+    @cached_property
     def has_ties(self) -> bool:
         """Whether `tied` declared anything on the model."""
         return any(LINKS in module.__dict__ or PLANT in module.__dict__ for module in self.modules.values())
@@ -93,3 +100,8 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             prefix = f"{path}." if path else ""
             children = [(prefix + name, child, above) for name, child in module._modules.items() if child is not None]
             waiting += [child for child in reversed(children) if id(child[1]) not in above]
+
+
+def size_of(tensor: Tensor) -> int:
+    """Return the bytes of a tensor, as if it were stored densely."""
+    return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()

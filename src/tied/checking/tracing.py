@@ -105,17 +105,17 @@ def _quiet() -> Generator[None]:
         yield
 
 
-def called(model: nn.Module, counted: Mapping[str, int]) -> Iterator[Group]:
+def called(modules: Mapping[str, nn.Module], counted: Mapping[str, int]) -> Iterator[Group]:
     """Yield the outermost modules with parameters that are called more often than they stand in what holds them."""
-    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False)) if counted else {}
-    for name, module in model.named_modules() if counted else ():
+    places = Counter(id(module) for module in modules.values()) if counted else {}
+    for name, module in modules.items() if counted else ():
         times = counted.get(name, 0)
         if times <= places[id(module)] or not name or next(module.parameters(), None) is None:
             continue
         if max((counted.get(path, 0) for path in (*above(name), "")), default=1) >= times:
             continue
         yield _several(name, module, f"{times} calls")
-    yield from (_several(name, layer, f"{n} layers") for name, layer, n in tied_layers(model) if n > 1)
+    yield from (_several(name, layer, f"{n} layers") for name, layer, n in tied_layers(modules) if n > 1)
 
 
 def _several(name: str, module: nn.Module, what: str) -> Group:
