@@ -117,6 +117,16 @@ class TestDifferingValues:
         tied.load(model, path, on_conflict="mean")
         assert model.a.weight.item() == pytest.approx((0 + 3 + 2 * 12 + 5) / (1 + 1 + 4 + 1), abs=1e-12)
 
+    def test_targets_of_several_sources_are_settled_together(self, path: Path) -> None:
+        model = nn.ModuleDict({"a": nn.Linear(1, 2, bias=False), "b": nn.Linear(1, 1, bias=False)})
+        model.update({"c": nn.Linear(1, 3, bias=False), "d": nn.Linear(1, 1, bias=False)})
+        tied.tie(model, {"d.weight": "b.weight", "c.weight": "cat([a.weight, b.weight], 0)"})
+        file = {"a": [[0.0], [2.0]], "b": [[1.0]], "c": [[4.0], [4.0], [6.0]], "d": [[2.0]]}
+        save_file({f"{name}.weight": torch.tensor(value) for name, value in file.items()}, path)
+        tied.load(model, path, on_conflict="mean")
+        assert model.a.weight.flatten().tolist() == [2, 3]
+        assert model.b.weight.item() == (1 + 6 + 2) / 3
+
     def test_targets_that_differ_among_themselves_cannot_win(self, path: Path) -> None:
         model = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in "abc"})
         tied.tie(model, {"b.weight": "a.weight", "c.weight": "a.weight"})
@@ -203,8 +213,21 @@ class TestTheTargetAlone:
             model = nn.ModuleDict({"a": nn.Embedding(5, 2), "b": nn.Embedding(3, 2)})
         tied.tie(model, "b.weight", "a.weight[:3]")
         save_file({"b.weight": torch.randn(3, 2)}, path)
-        with refused(model, tied.InverseError):
-            tied.load(model, path, assign=True)
+        for winner in ("error", "mean"):
+            with refused(model, tied.InverseError):
+                tied.load(model, path, assign=True, on_conflict=winner)  # type: ignore[arg-type]
+
+    def test_an_index_alone_is_no_source(self, path: Path) -> None:
+        model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in "abc"})
+        model.register_buffer("order", torch.tensor([1, 0]))
+        tied.tie(model, {"b.weight": "a.weight[order]", "c.weight": "a.weight[order]"})
+        file = {"b.weight": torch.randn(2, 2), "c.weight": torch.randn(2, 2), "order": torch.tensor([0, 1])}
+        save_file(file, path)
+        for winner in ("error", "source", "target"):
+            with refused(model, tied.ConflictError):
+                tied.load(model, path, on_conflict=winner)  # type: ignore[arg-type]
+        tied.load(model, path, on_conflict="mean")
+        torch.testing.assert_close(model.a.weight.detach(), (file["b.weight"] + file["c.weight"]) / 2)
 
 
 class TestForeignFiles:

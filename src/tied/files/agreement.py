@@ -116,12 +116,15 @@ class _Group:
             if winner != "mean":
                 raise
             differing = list(self.targets)
-        if differing and (winner == "error" or (winner == "source" and not self.given)):
-            raise self.conflict(differing[0])
+        hopeless = differing if winner == "error" else [t for t in differing if winner == "source" and self.lacks(t)]
+        if hopeless:
+            raise self.conflict(hopeless[0])
         if differing and winner == "target":
             self.take_targets()
         if differing and winner == "mean":
             self.take_mean()
+        for target, wanted in self.wanted.items():
+            _refuse_gaps(target, {a: self.now[a] for a in self.lacks(target)}, wanted)
         known = {a: t for a, t in self.now.items() if a in self.given or t is not self.tensors[a]}
         found.values.update({self.names[a]: tensor for a, tensor in known.items()})
         if differing:
@@ -130,16 +133,17 @@ class _Group:
     def complete(self) -> None:
         """Give the sources that the file lacks what the targets ask for."""
         known = set(self.given) | self.fixed
-        lone = {target: e for target, e in self.targets.items() if not known.issuperset(e.sources())}
+        lone = {target: e for target, e in self.targets.items() if self.lacks(target)}
         if len(lone) > 1 and all(is_sparse(expression, known) for expression in lone.values()):
             self.now |= project([(e, self.wanted[target]) for target, e in lone.items()], self.tensors, known)
         else:
             for target, expression in lone.items():
                 self.invert(target, known)
                 known |= set(expression.sources())
-        lacking = {a: t for a, t in self.now.items() if a not in self.given}
-        for target in lone:
-            _refuse_gaps(target, {a: lacking[a] for a in lone[target].sources() if a in lacking}, self.wanted[target])
+
+    def lacks(self, target: str) -> list[Address]:
+        """Return the sources of a target that the file does not give."""
+        return [a for a in self.targets[target].sources() if a not in self.given and a not in self.fixed]
 
     def invert(self, target: str, known: Collection[Address]) -> None:
         """Change the sources that are not known, so that the target is what the file says."""
@@ -182,7 +186,7 @@ class _Group:
         """Take the least-squares sources over everything that the file says."""
         own = [(reference(self.names[a]), tensor) for a, tensor in self.given.items() if a not in self.fixed]
         tensors = {a: _like(tensor, next(iter(self.wanted.values()))) for a, tensor in self.tensors.items()}
-        self.now = {**tensors, **project([*self.uses(), *own], tensors, self.fixed)}
+        self.now = self.tensors | project([*self.uses(), *own], tensors, self.fixed)
 
     def gaps(self) -> dict[str, float]:
         """Return how far each name is from what it is now."""
