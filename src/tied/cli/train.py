@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 SEEDS_OF_A_COMPARISON = 3
+UNSAVED = "If a training had begun, --resume goes on from its last checkpoint."
 FLAGS = {"tie": "--tie/--no-tie", "conv": "--conv"}
 
 train = typer.Typer(
@@ -132,7 +133,7 @@ def _train(plan: type[Plan], values: dict[str, Any]) -> None:
     except OSError as error:
         raise _ended(f"tied train {plan.kind}: {values['out']}: {error.strerror or error}", WRONG_USE) from None
     except KeyboardInterrupt as stop:
-        raise _ended(str(stop) or "Interrupted before the training began.", INTERRUPTED) from None
+        raise _ended(str(stop) or f"Interrupted. {UNSAVED}", INTERRUPTED) from None
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ class AutoencoderPlan(Plan):
         ()
         >>> AutoencoderPlan(sizes=(0,))
         Traceback (most recent call last):
-        tied.study.train.refusal.PlanError: --sizes must be positive integers, such as 128,16, not 0
+        tied.study.train.PlanError: --sizes must be positive integers, such as 128,16, not 0
     """
 
     kind: ClassVar[str] = "autoencoder"

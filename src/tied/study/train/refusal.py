@@ -37,5 +37,5 @@ class MissingPackageError(ImportError):
     """A package that this data or this command needs is not installed; the message is one line."""
 
 
-for _kind in (DataError, FolderError, DivergedError):  # public here, not at the top of the library
-    _kind.__module__ = __name__
+for _kind in (DataError, DivergedError, FolderError, MissingPackageError, PlanError):
+    _kind.__module__ = "tied.study.train"  # where they are public
