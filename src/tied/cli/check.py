@@ -34,6 +34,7 @@ def check(
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "",
     select: Annotated[str, typer.Option(metavar="CODES", help="Only these: TIE1,TIE402.")] = "",
     ignore: Annotated[str, typer.Option(metavar="CODES", help="Not these.")] = "",
+    prove: Annotated[bool, typer.Option("--prove", help="Compare transposed copies in a file by elements.")] = False,
 ) -> None:
     """Look whether a model or a file shares what it seems to share.
 
@@ -46,7 +47,7 @@ def check(
     Exit status: 0 clean, 1 findings (errors or warnings), 2 could not look, 130 interrupted.
     """
     try:
-        report = _report(subject, arg or [], _settings(form, select, ignore))
+        report = _report(subject, arg or [], _settings(form, select, ignore), prove=prove)
     except KeyboardInterrupt:
         say("Interrupted.")
         raise typer.Exit(INTERRUPTED) from None
@@ -117,17 +118,23 @@ def _arguments(given: list[str]) -> dict[str, Any]:
 # -- the subject --------------------------------------------------------------------------------------
 
 
-def _report(subject: str, given: list[str], settings: dict[str, Any]) -> Report:
+def _report(subject: str, given: list[str], settings: dict[str, Any], *, prove: bool) -> Report:
     is_file = Path(subject).exists() or subject.endswith(SUFFIXES)
     if not is_file and ":" not in subject:
         raise _stop(f"{subject!r} is no file, and not of the form package.module:factory")
     arguments = _arguments(given)
-    from tied.checking.check import check as look
     from tied.errors import TieError
 
-    model, inputs = (subject, None) if is_file else _made(subject, arguments)
+    chosen = {"select": settings["select"], "ignore": settings["ignore"]}
     try:
-        report = look(model, inputs, select=settings["select"], ignore=settings["ignore"])
+        if is_file:
+            from tied.files.audit import audit
+
+            report = audit(subject, prove=prove, **chosen)
+        else:
+            from tied.checking.check import check as look
+
+            report = look(*_made(subject, arguments), **chosen)
     except (TieError, OSError) as error:
         raise _stop(str(error)) from None
     _print(report, settings["format"], subject if is_file else "")
