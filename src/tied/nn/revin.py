@@ -152,19 +152,19 @@ class RevIN(nn.Module):
         """Return center and scale over the observed moments; where none was observed, 0 and 1.
 
         The deviation is taken in units of the largest value: squares of very small or large numbers do not fit.
+        Zeros alone give nan there, which is not more than a rounding.
         """
         seen = x.shape[-2] if mask is None else mask.sum(-2, keepdim=True).clamp(min=1)
         mean = x.sum(-2, keepdim=True) / seen
         size = x.abs().amax(-2, keepdim=True)
-        unit = torch.where(size > 0, size, 1)
-        relative = (x - mean) / unit
+        relative = (x - mean) / size
         relative = relative if mask is None else torch.where(mask, relative, 0)
         deviation = (relative.square().sum(-2, keepdim=True) / seen).sqrt()
         varies = deviation > ROUNDING * torch.finfo(x.dtype).eps
         if self.eps:
-            scale = (torch.where(varies, deviation * unit, 0).square() + self.eps).sqrt()
+            scale = (torch.where(varies, deviation * size, 0).square() + self.eps).sqrt()
         else:
-            scale = torch.where(varies, deviation * unit, 1)
+            scale = torch.where(varies, deviation * size, 1)
         return Statistics(mean if self.center == "mean" else _last(x, mask), scale)
 
     def _check(self, x: Tensor) -> None:
