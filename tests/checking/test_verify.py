@@ -84,6 +84,13 @@ def copy_in_forward(model: Small) -> Small:
 WRONG = [parameter_of_transpose, data_alias, copy_hook, copy_hook_by_data, alias_hook, copy_in_forward]
 
 
+def test_a_copy_hook_behind_another_layer() -> None:
+    """There autograd needs the source once more, after the hook wrote."""
+    model = copy_hook(small())
+    with pytest.raises(tied.SharingError, match=r"'1.encoder.weight' and '1.decoder.weight' do not train as one"):
+        verify(nn.Sequential(nn.Linear(WIDE, WIDE), model), X)
+
+
 class Functional(Small):
     def __init__(self) -> None:
         super().__init__()

@@ -4,9 +4,12 @@ Each architecture is run on inputs of its own. Half-tied models give the same ou
 that are only declared are caught by what transformers declares.
 """
 
+import zlib
+
 import pytest
 import torch
-from torch import nn
+from tiny import build, declaring_classes
+from torch import Tensor, nn
 from zoo import ZOO, Architecture
 
 import tied
@@ -55,3 +58,46 @@ def test_assign_is_caught(architecture: Architecture, cloned: bool) -> None:
     torch.manual_seed(0)
     with pytest.raises(tied.SharingError, match="do not train as one weight: at step 1 of AdamW"):
         verify(model, architecture.inputs())
+
+
+# -- every class that declares ties ------------------------------------------------------------------
+
+
+def reads_every_slot(model: nn.Module) -> Tensor:
+    """A loss in which each slot is one use, whatever the forward of its class needs."""
+    terms = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.is_floating_point():
+            dice = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            direction = torch.randn(parameter.shape, generator=dice, dtype=torch.float64).to(parameter)
+            terms.append((parameter * direction).sum() + parameter.square().sum() / 2)
+    return torch.stack(terms).sum()
+
+
+def is_caught(model: nn.Module, *, cloned: bool) -> bool:
+    state = model.state_dict()
+    model.load_state_dict({name: t.clone() for name, t in state.items()} if cloned else state, assign=True)
+    try:
+        verify(model, loss=reads_every_slot, steps=1)
+    except tied.SharingError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_assign_is_caught_in_every_class_that_can_be_built() -> None:
+    looked_at, missed = 0, []
+    for made in declaring_classes():
+        try:
+            model = build(made)
+            model = model if shared(model) else build(made, tie_word_embeddings=True)
+        except Exception:
+            continue  # sizes that do not fit together
+        if not any(model.get_parameter(name).requires_grad for group in shared(model) for name in group):
+            continue  # nothing to tie, or nothing to train
+        if sum(p.numel() for p in model.parameters()) > 1_500_000:
+            continue
+        looked_at += 1
+        missed += [f"{made.__name__}, {cloned=}" for cloned in (False, True) if not is_caught(model, cloned=cloned)]
+    assert missed == []
+    assert looked_at > 200

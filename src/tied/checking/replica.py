@@ -158,7 +158,6 @@ def reach(tensor: Tensor) -> int:
 def untouched(model: nn.Module) -> Generator[None]:
     """Put back, afterwards, what an experiment changed: tensors of `model` that its hooks reach, and random numbers."""
     held = [tensor for tensor in _held(model) if not (is_lazy(tensor) or tensor.is_meta)]
-    held += [tensor.grad for tensor in held if tensor.is_leaf and tensor.grad is not None]
     kept = [(tensor, tensor.detach().clone()) for tensor in held]
     dice = _dice()
     try:
