@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -578,3 +579,14 @@ def test_rules_are_told_apart():
     assert len({rule.section for rule in RULES.values()}) == len(RULES)
     assert list(RULES) == sorted(RULES)
     assert all(rule.sentence.endswith(".") and rule.severity in ("error", "warning", "note") for rule in RULES.values())
+
+
+def test_every_rule_has_a_section_with_an_example():
+    """Those of files are in the hands of the page about files."""
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    sections = {part.split("\n")[0]: part for part in page.split("\n### ")[1:]}
+    for rule in RULES.values():
+        if not rule.code.startswith("TIE3"):
+            text = sections[f"{rule.code} {rule.title}"]
+            assert f"*{rule.severity.capitalize()}" in text, rule.code
+            assert f'"{rule.code}"' in text, rule.code

@@ -30,7 +30,7 @@ class Rule:
     @property
     def section(self) -> str:
         """The section of docs/rules.md about it."""
-        return f"{self.code.lower()}-{self.title.replace(' ', '-')}"
+        return f"{self.code.lower()}-{self.title.replace(',', '').replace(' ', '-')}"
 
 
 _RULES = [
