@@ -25,6 +25,7 @@ def run(*arguments):
 
 def test_check_shrink_expand(path):
     assert run("check", path).exit_code == 1
+    assert run("check", path, "--prove").stdout == run("check", path).stdout
     done = run("shrink", path, "small.safetensors")
     assert done.exit_code == 0
     assert done.stdout == "dropped 'head', which is 'embed': 11.7 KiB\n"
