@@ -73,6 +73,9 @@ def test_buffers(buffers):
     }[buffers]
     torch.testing.assert_close(teacher.module[1].running_mean, expected, rtol=0, atol=1e-12)
     assert teacher.module[1].num_batches_tracked == (0 if buffers == "own" else 3)
+    weights = [state["0.encoder.0.weight"] for state in history]
+    average = (weights[0] / 4 + weights[1] / 2 + weights[2]) / 1.75
+    torch.testing.assert_close(teacher.module[0].encoder[0].weight.data, average, rtol=0, atol=1e-12)
 
 
 def test_no_gradient_either_way():

@@ -121,6 +121,11 @@ def test_bias_takes_device_and_dtype_from_the_encoder():
     assert TiedLinear(nn.Linear(6, 4), dtype=torch.float64).bias.dtype == torch.float64
 
 
+def test_complex_weights():
+    layer = TiedLinear(nn.Linear(3, 2, dtype=torch.complex64), bias=False)
+    assert layer(torch.ones(2, dtype=torch.complex64)).dtype == torch.complex64
+
+
 def test_deepcopy_of_the_model():
     model = Pair()
     twin = copy.deepcopy(model)

@@ -79,9 +79,12 @@ def test_arguments_go_to_every_layer():
 def test_tuples_are_collected():
     class Two(nn.Module):
         def forward(self, x):
+            calls.append(x)
             return x + 1, 10 * x, -x
 
+    calls = []
     assert Looped(Two(), 3)(1) == (4, (10, 20, 30), (-1, -2, -3))
+    assert calls == [1, 2, 3]
     output, states = Looped(nn.LSTM(4, 4, batch_first=True), 2)(torch.randn(3, 5, 4))
     assert output.shape == (3, 5, 4)
     assert [hidden.shape for hidden, _ in states] == [(1, 3, 4)] * 2

@@ -65,8 +65,10 @@ def test_with_eps_it_is_the_papers():
     x = series(4, 9)
     _, statistics = RevIN(3, eps=0.25).normalize(x)
     torch.testing.assert_close(statistics.scale, (x.var(-2, keepdim=True, correction=0) + 0.25).sqrt())
-    _, statistics = RevIN(3, eps=0.25).normalize(torch.ones_like(x))
-    assert (statistics.scale == 0.5).all()
+    for value in (0.0, 1.0):
+        normal, statistics = RevIN(3, eps=0.25).normalize(torch.full_like(x, value))
+        assert (statistics.scale == 0.5).all()
+        assert not normal.any()
 
 
 def test_no_gradient_goes_through_the_statistics():
@@ -81,7 +83,7 @@ def test_no_gradient_goes_through_the_statistics():
 # -- the faults of others ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", [0.1, 1e-12, 1e6, 12345.678])
+@pytest.mark.parametrize("unit", [0.0, 0.1, 1e-12, 1e6, 12345.678])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_constant_series_has_one_guard_for_both_directions(unit, dtype):
     """google-research/timesfm issue 522: one direction guarded a scale of zero, the other multiplied by it."""
