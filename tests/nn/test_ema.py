@@ -291,6 +291,14 @@ def test_a_student_that_was_untied_is_refused():
         teacher.update(model)
 
 
+def test_a_decay_set_outside_its_range():
+    model = nn.Linear(3, 3)
+    teacher = EMA(model)
+    teacher.decay = 1.5
+    with pytest.raises(tied.ShapeError):
+        teacher.update(model)
+
+
 def test_digits_are_counted_again_after_a_change_of_dtype():
     model = nn.Linear(3, 3)
     teacher = EMA(model).bfloat16()
