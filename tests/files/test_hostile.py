@@ -264,7 +264,7 @@ def entry(target, source, **more):
         [entry("b", "a", at=10**30)],
         [entry("b", "a", dtype="F99")],
     ],
-    ids=str,
+    ids=lambda ties: ascii(ties)[:60],
 )
 def test_cyclic_and_contradictory_maps(ties, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
