@@ -555,7 +555,7 @@ def structured() -> Iterator[Layer]:
             build = lambda scheme=scheme, algorithm=algorithm: scheme.make(algorithm=algorithm)  # noqa: E731
             inputs = lambda width=scheme.shape[1]: (torch.randn(5, width),)  # noqa: E731
             count = sum(parameter.numel() for parameter in build().parameters())
-            yield Layer(f"{scheme.name} ({algorithm})", build, inputs, scheme.output, count)
+            yield Layer(f"{scheme.name} ({algorithm})", build, inputs, scheme.output, count, own=scheme.own)
 
 
 SOURCES = [

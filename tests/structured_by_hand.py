@@ -1,7 +1,7 @@
 """The structured layers, each beside its matrix written out by hand, entry by entry, in plain torch."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -25,6 +25,50 @@ from tied.nn import (
 
 Tensors = dict[str, Tensor]
 Entry = Callable[[Tensors, int, int], Tensor]
+Law = tuple[str, Callable[[nn.Module], None]]
+
+
+# What only one kind of layer does: words, and a check of a layer
+
+
+def moves(words: str, inputs: Sequence[int], outputs: Sequence[int], bias: bool = False) -> Law:
+    """Permuting the inputs permutes the outputs; without the bias, unless it is shared too."""
+
+    def check(layer: nn.Module) -> None:
+        def f(x: Tensor) -> Tensor:
+            return layer(x) if bias else layer(x) - layer.bias
+
+        x = torch.randn(3, len(inputs), dtype=torch.float64)
+        torch.testing.assert_close(f(x[:, list(inputs)]), f(x)[:, list(outputs)], rtol=0, atol=1e-12)
+
+    return words, check
+
+
+def ranks(words: str, rank: int, arrange: Callable[[Tensor], Tensor] = lambda weight: weight) -> Law:
+    """The matrix, arranged in some way, has this rank."""
+
+    def check(layer: nn.Module) -> None:
+        assert torch.linalg.matrix_rank(arrange(layer.weight.detach())) == rank
+
+    return words, check
+
+
+def equals(words: str, one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]) -> Law:
+    """Two things made of the matrix are equal."""
+
+    def check(layer: nn.Module) -> None:
+        assert torch.equal(one(layer.weight.detach()), other(layer.weight.detach()))
+
+    return words, check
+
+
+def counts(words: str, most: int) -> Law:
+    """The matrix has no more values than this, signs aside."""
+
+    def check(layer: nn.Module) -> None:
+        assert 1 < layer.weight.detach().abs().unique().numel() <= most
+
+    return words, check
 
 
 @dataclass(frozen=True)
@@ -37,6 +81,7 @@ class Scheme:
     entry: Entry
     algorithms: tuple[str, ...] = ("dense",)
     bias: Callable[[Tensors, int], Tensor] = lambda tensors, i: tensors["bias"][i]
+    own: Law | None = None
 
     def layer(self, **options: object) -> nn.Module:
         """A new layer in float64, unless another dtype is asked for."""
@@ -160,28 +205,80 @@ def orbit(generators: list[tuple[list[int], list[int]]]) -> Entry:
 SHIFT = [[1, 2, 3, 0], [1, 0]]  # four inputs around a circle, two outputs that change places
 
 PIXELS = (TURN.tolist(), TURN.tolist())
+DIAGONALS = equals("each entry is that before it on its diagonal", lambda w: w[1:, 1:], lambda w: w[:-1, :-1])
+RANK_ONE = ranks("all outputs are multiples of one", 1)
+FULL = ranks("full rank", 7)
+SIGNED = equals("signs aside, all outputs are one", lambda w: w.abs(), lambda w: w.abs()[:1].expand_as(w))
+SIGNED_COLUMNS = equals("signs aside, all inputs are one", lambda w: w.abs(), lambda w: w.abs()[:, :1].expand_as(w))
+
+
+def blocks(w: Tensor) -> Tensor:
+    """Van Loan's arrangement, in which a Kronecker product of factors of shape (2, 3) has rank 1."""
+    return w.unflatten(0, (2, 2)).unflatten(2, (3, 3)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+
+
+def blocks_of_ten_by_fourteen(w: Tensor) -> Tensor:
+    return w.unflatten(0, (2, 5)).unflatten(2, (2, 7)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+
 
 SCHEMES = [
-    Scheme("ToeplitzLinear wide", partial(ToeplitzLinear, 7, 5), (5, 7), toeplitz, ("fft", "dense")),
-    Scheme("ToeplitzLinear tall", partial(ToeplitzLinear, 7, 10), (10, 7), toeplitz, ("fft", "dense")),
-    Scheme("CirculantLinear", partial(CirculantLinear, 7), (7, 7), circulant, ("fft", "dense")),
-    Scheme("BlockCirculantLinear", partial(BlockCirculantLinear, 9, 6, 3), (6, 9), block_circulant, ("fft", "dense")),
-    Scheme("KroneckerLinear", partial(KroneckerLinear, 9, 4), (4, 9), kronecker, ("factors", "dense")),
+    Scheme("ToeplitzLinear wide", partial(ToeplitzLinear, 7, 5), (5, 7), toeplitz, ("fft", "dense"), own=DIAGONALS),
+    Scheme("ToeplitzLinear tall", partial(ToeplitzLinear, 7, 10), (10, 7), toeplitz, ("fft", "dense"), own=DIAGONALS),
+    Scheme(
+        "CirculantLinear",
+        partial(CirculantLinear, 7),
+        (7, 7),
+        circulant,
+        ("fft", "dense"),
+        own=moves("equivariance: a shift around the circle", [6, 0, 1, 2, 3, 4, 5], [6, 0, 1, 2, 3, 4, 5]),
+    ),
+    Scheme(
+        "BlockCirculantLinear",
+        partial(BlockCirculantLinear, 9, 6, 3),
+        (6, 9),
+        block_circulant,
+        ("fft", "dense"),
+        own=moves("equivariance: a shift of all blocks", [2, 0, 1, 5, 3, 4, 8, 6, 7], [2, 0, 1, 5, 3, 4]),
+    ),
+    Scheme(
+        "KroneckerLinear",
+        partial(KroneckerLinear, 9, 4),
+        (4, 9),
+        kronecker,
+        ("factors", "dense"),
+        own=ranks("its blocks are multiples of one", 1, blocks),
+    ),
     Scheme(
         "KroneckerLinear given",
         partial(KroneckerLinear, 14, 10, in_factors=(2, 7), out_factors=(2, 5)),
         (10, 14),
         given_factors,
         ("factors", "dense"),
+        own=ranks("its blocks are multiples of one", 1, blocks_of_ten_by_fourteen),
     ),
-    Scheme("SymmetricLinear", partial(SymmetricLinear, 6), (6, 6), symmetric),
-    Scheme("SetLinear", partial(SetLinear, 6), (6, 6), set_of, ("closed", "dense"), lambda t, i: t["bias"][0]),
+    Scheme(
+        "SymmetricLinear",
+        partial(SymmetricLinear, 6),
+        (6, 6),
+        symmetric,
+        own=equals("the matrix is its transpose", lambda w: w, lambda w: w.T),
+    ),
+    Scheme(
+        "SetLinear",
+        partial(SetLinear, 6),
+        (6, 6),
+        set_of,
+        ("closed", "dense"),
+        lambda t, i: t["bias"][0],
+        own=moves("equivariance: any permutation", [3, 5, 0, 1, 4, 2], [3, 5, 0, 1, 4, 2], bias=True),
+    ),
     Scheme(
         "OrbitLinear C4",
         partial(OrbitLinear, [TURN]),
         (9, 9),
         orbit([PIXELS]),
         bias=lambda t, i: t["bias"][CORNER_OR_EDGE[i]],
+        own=moves("equivariance: a quarter turn", *PIXELS, bias=True),
     ),
     Scheme(
         "OrbitLinear of two actions",
@@ -189,9 +286,22 @@ SCHEMES = [
         (2, 4),
         orbit([(SHIFT[0], SHIFT[1])]),
         bias=lambda t, i: t["bias"][0],
+        own=moves("equivariance: inputs shift, outputs change places", *SHIFT, bias=True),
     ),
-    Scheme("HashedLinear", partial(HashedLinear, 7, 5, 6, seed=3), (5, 7), hashed),
-    Scheme("CodebookLinear", partial(CodebookLinear, 7, 5, 4), (5, 7), codebook),
+    Scheme(
+        "HashedLinear",
+        partial(HashedLinear, 7, 5, 6, seed=3),
+        (5, 7),
+        hashed,
+        own=counts("no more values than buckets, signs aside", 6),
+    ),
+    Scheme(
+        "CodebookLinear",
+        partial(CodebookLinear, 7, 5, 4),
+        (5, 7),
+        codebook,
+        own=counts("no more values than in the book", 4),
+    ),
     *(
         Scheme(
             f"BroadcastLinear {per}{' ' + private if private else ''}",
@@ -199,6 +309,11 @@ SCHEMES = [
             (7 if per == "diagonal" else 5, 7),
             broadcast(per, private),
             ("dense",) if private == "sign" else ("closed", "dense"),
+            own=FULL
+            if per == "diagonal"
+            else (SIGNED_COLUMNS if per == "output" else SIGNED)
+            if private == "sign"
+            else RANK_ONE,
         )
         for per, private in product(("input", "output", "scalar", "diagonal"), (None, "scale", "sign"))
         if per != "diagonal" or private is None

@@ -48,7 +48,7 @@ class BroadcastLinear(FixedTensors):
 
     With `"input"` and `"scalar"` all outputs are equal but for the bias, get equal gradients, and stay equal: a
     `SymmetryWarning` says so. A private scale makes them multiples of one another (the matrix has rank 1); private
-    signs, which are random and fixed, make each output see the inputs in its own way (full rank).
+    signs, which are random and fixed, make each output see the inputs in its own way (unless tiny, of full rank).
 
     Algorithms: `"closed"`, O(n) time and memory; `"dense"` builds the matrix, and is the only one with signs.
 
