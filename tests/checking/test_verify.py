@@ -593,6 +593,25 @@ def test_an_optimizer_of_ones_own() -> None:
         verify(model, X, steps=0)
 
 
+def test_gradients_are_clipped_to_half_of_their_first_norm() -> None:
+    """Two steps of SGD at a rate of one: the first moves by half of the norm, the second by no more."""
+    seen: list[tuple[list[nn.Parameter], list[Tensor]]] = []
+
+    def remembers(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        seen.append((parameters, [parameter.detach().clone() for parameter in parameters]))
+        return torch.optim.SGD(parameters, lr=1.0)
+
+    model = Functional()
+    verify(model, X, loss=lambda y: y.square().sum(), steps=1, optimizer=remembers)
+    by_hand = copy.deepcopy(model).double()
+    by_hand(X.double()).square().sum().backward()
+    norm = float(torch.cat([p.grad.flatten() for p in by_hand.parameters()]).norm())
+    for parameters, before in seen:
+        moved = torch.cat([(p - q).flatten() for p, q in zip(parameters, before, strict=True)]).detach().norm()
+        assert float(moved) == pytest.approx(norm / 2, rel=1e-6)
+    assert len(seen) == 2
+
+
 def test_a_difference_of_a_later_step_is_found() -> None:
     """A copy that is refreshed before each forward but lags: at the first step it is right."""
     model = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False), "b": nn.Linear(3, 3, bias=False)})
