@@ -1,6 +1,7 @@
 """The loss in chunks is `F.cross_entropy` of the scores: values, gradients, errors and not-a-numbers."""
 
 import itertools
+import math
 import warnings
 
 import pytest
@@ -125,6 +126,31 @@ def test_without_gradients_none_are_made(passes):
     with torch.no_grad():
         same(in_chunks(*leaves, targets), by_hand(*leaves, targets))
     assert passes == [(False, False, False)]
+
+
+VIEWS = {
+    "first rows": ((WORDS + 3, WIDTH), lambda w: w[:WORDS]),
+    "later rows": ((WORDS + 3, WIDTH), lambda w: w[3:]),
+    "every other row": ((2 * WORDS, WIDTH), lambda w: w[::2]),
+    "first columns": ((WORDS, WIDTH + 1), lambda w: w[:, :WIDTH]),
+    "transposed": ((WIDTH, WORDS), lambda w: w.t()),
+    "of a vector": ((WORDS * WIDTH,), lambda w: w.view(WORDS, WIDTH)),
+    "of a view": ((WORDS + 3, WIDTH), lambda w: w[:-1].view_as(w[:-1])[:WORDS]),
+    "computed": ((WORDS, WIDTH), lambda w: 2 * w),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_table_that_is_a_view(view):
+    shape, take = VIEWS[view]
+
+    def act(loss):
+        leaves, targets = tensors()
+        whole = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape).clone().requires_grad_()
+        loss(leaves[0], take(whole), leaves[2], targets).backward()
+        return [whole.grad, leaves[0].grad]
+
+    both(act)
 
 
 # As torch does
