@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -590,3 +591,13 @@ def test_every_rule_has_a_section_with_an_example():
             text = sections[f"{rule.code} {rule.title}"]
             assert f"*{rule.severity.capitalize()}" in text, rule.code
             assert f'"{rule.code}"' in text, rule.code
+
+
+def test_a_name_cannot_leave_its_quotes_in_a_fix():
+    name = 'x"); raise SystemExit(1); ("'
+    model = nn.ParameterDict({"a": trained(8, 8)})
+    model[name] = Parameter(model["a"].detach().clone())
+    (finding,) = tied.check(model).findings
+    calls = []
+    exec(finding.fix, {"tied": SimpleNamespace(tie=lambda *arguments: calls.append(arguments)), "model": model})
+    assert calls == [(model, name, "a")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tied.checking.declarations import Seen
-from tied.checking.report import Finding, Group
+from tied.checking.report import Finding, Group, quoted
 from tied.checking.rules import finding
 
 BASE, ORIGINAL, TRAINED = ".base_layer.", ".original_module.", ".modules_to_save."
@@ -47,7 +47,7 @@ def _trained_copy(seen: Seen, group: Group) -> Iterator[Finding]:
     layer = wrapped[0].partition(ORIGINAL)[0]
     end = next((name for name in group.names if name not in wrapped), group.names[-1])
     what = f"{layer} is trained as a copy of its own, while {end}, which shared its weight, stays as it was."
-    fix = f'LoraConfig(..., ensure_weight_tying=True)  # or tie the copy: tied.tie(model, ..., "{end}")'
+    fix = f"LoraConfig(..., ensure_weight_tying=True)  # or tie the copy: tied.tie(model, ..., {quoted(end)})"
     yield finding("TIE412", group.names, what, fix)
 
 

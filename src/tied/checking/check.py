@@ -22,7 +22,7 @@ from tied.checking.folding import fold
 from tied.checking.groups import count, shared, size_without_sharing
 from tied.checking.meaning import look_at_meaning
 from tied.checking.optimizers import look_at_optimizer
-from tied.checking.report import Finding, Group, Report, expression
+from tied.checking.report import Finding, Group, Report, expression, quoted
 from tied.checking.rules import chosen, finding, known_prefixes
 from tied.checking.shelf import Shelf
 from tied.checking.tracing import NotTracedError, called, calls
@@ -122,7 +122,7 @@ def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ..
         elif group.state == "half-tied":
             yield _half_tied(seen, group, leaf)
         elif group.state == "equal":
-            fix = f'tied.tie(model, "{group.names[1]}", "{expression(group, 1)}")'
+            fix = f"tied.tie(model, {quoted(group.names[1])}, {quoted(expression(group, 1))})"
             yield finding("TIE105", group.names, f"{_listed(group)} hold equal values in separate memory.", fix)
 
 

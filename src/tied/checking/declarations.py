@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
 from tied.checking.groups import group_of, suffix
 from tied.checking.relation import OVERLAP
-from tied.checking.report import IDENTITY, Finding, Group, State, expression
+from tied.checking.report import IDENTITY, Finding, Group, State, expression, quoted
 from tied.checking.rules import finding
 from tied.checking.shelf import Shelf
 from tied.ledger import cuts
@@ -90,7 +90,7 @@ def fix_of_half_tied(seen: Seen, group: Group) -> str:
     """Return what makes one Parameter of several over one memory, or gives an odd one memory of its own."""
     if OVERLAP in group.transforms:
         odd = group.names[group.transforms.index(OVERLAP)]
-        return f'p = model.get_parameter("{odd}"); p.data = p.data.clone()'
+        return f"p = model.get_parameter({quoted(odd)}); p.data = p.data.clone()"
     known = hasattr(seen.shelf.model, "tie_weights")
     return f"{'model.tie_weights()' if known else 'tied.adopt(model, half_tied=True)'}  # then build the optimizer anew"
 

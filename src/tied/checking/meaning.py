@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase  # batch and instance norms
 
 from tied.checking.declarations import Seen
 from tied.checking.memory import PLAIN
-from tied.checking.report import Finding, Group
+from tied.checking.report import Finding, Group, quoted
 from tied.checking.rules import finding
 
 _ROWS, _WORDS = 16, 8192  # how many features, and how many rows of a head, the first loss is estimated from
@@ -61,14 +61,17 @@ def _embedding(seen: Seen, group: Group, ends: list[End]) -> Iterator[Finding]:
             what = f"{path} keeps row {table.padding_idx} for padding, without a gradient; {other.name} gives it one."
             row = f"g.index_fill(0, torch.tensor([{table.padding_idx}]), 0)"
             yield finding(
-                "TIE201", (name, other.name), what, f'model.get_parameter("{name}").register_hook(lambda g: {row})'
+                "TIE201",
+                (name, other.name),
+                what,
+                f"model.get_parameter({quoted(name)}).register_hook(lambda g: {row})",
             )
         if table.max_norm is not None:
             what = f"{path} rescales rows to a norm of {table.max_norm:g} when it is read, in {other.name} too."
-            yield finding("TIE202", (name, other.name), what, f'model.get_submodule("{path}").max_norm = None')
+            yield finding("TIE202", (name, other.name), what, f"model.get_submodule({quoted(path)}).max_norm = None")
         if table.sparse:
             what = f"{path} gives a sparse gradient, and {other.name} a dense one, for one Parameter."
-            yield finding("TIE203", (name, other.name), what, f'model.get_submodule("{path}").sparse = False')
+            yield finding("TIE203", (name, other.name), what, f"model.get_submodule({quoted(path)}).sparse = False")
     yield from _head(seen, tables[0], others)
 
 
@@ -81,7 +84,7 @@ def _head(seen: Seen, table: End, others: list[End]) -> Iterator[Finding]:
     if loss > 2 * chance:
         what = f"{table.name} is drawn from N(0, 1), too wide for the head {heads[0].path}: on features of unit"
         what += f" variance the first loss is {loss:.3g}, where guessing gives ln {weight.shape[0]} = {chance:.3g}."
-        fix = f'torch.nn.init.normal_(model.get_parameter("{table.name}"), std={weight.shape[1] ** -0.5:.3g})'
+        fix = f"torch.nn.init.normal_(model.get_parameter({quoted(table.name)}), std={weight.shape[1] ** -0.5:.3g})"
         yield finding("TIE204", (table.name, heads[0].name), what, fix)
 
 
@@ -112,7 +115,7 @@ def _frozen(seen: Seen, group: Group) -> Iterator[Finding]:
     if trained and frozen:
         what = f"{trained[0]} is trained and {frozen[0]} is frozen, and they are one memory."
         yield finding(
-            "TIE206", (trained[0], frozen[0]), what, f'model.get_parameter("{trained[0]}").requires_grad_(False)'
+            "TIE206", (trained[0], frozen[0]), what, f"model.get_parameter({quoted(trained[0])}).requires_grad_(False)"
         )
 
 
@@ -140,7 +143,7 @@ def _rows(seen: Seen) -> Iterator[Finding]:
         if repeats and _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
             what = f"Every unit of {path} has the same weights and bias, and gets the same gradient: they stay equal."
             yield finding(
-                "TIE207", (name,), what, f'torch.nn.init.uniform_(model.get_submodule("{path}").bias, -0.1, 0.1)'
+                "TIE207", (name,), what, f"torch.nn.init.uniform_(model.get_submodule({quoted(path)}).bias, -0.1, 0.1)"
             )
 
 

@@ -7,6 +7,7 @@ Read next: `rules.py`. How a report looks is written in `tied.show.report`, whic
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +64,16 @@ def expression(group: Group, index: int) -> str:
     if transform == IDENTITY:
         return group.names[0]
     return group.names[0] + transform if transform[:1] in ".[" else transform
+
+
+def quoted(name: str) -> str:
+    r"""Quote a name for a line of Python that is to be pasted: whatever the name holds, it stays a text.
+
+    Example:
+        >>> quoted('a"); print("x')
+        '"a\\"); print(\\"x"'
+    """
+    return json.dumps(name)
 
 
 @dataclass(frozen=True)
