@@ -454,7 +454,19 @@ def test_dtype_of_the_head():
     assert emb.logits(hidden).dtype == emb.loss(hidden, targets).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert emb.logits(hidden).dtype == torch.float32
+        under = emb.loss(hidden, targets)
+    same(under, emb.loss(hidden, targets), 1e-6)
     same(emb.logits(hidden), hidden.float() @ emb.weight.float().T, 1e-6)
+
+
+def test_autocast_does_not_reach_a_head_with_a_dtype_of_its_own():
+    emb, (tokens, targets) = TiedEmbedding(WORDS, WIDTH, head_dtype=torch.float32), batch()
+    hidden, found = torch.randn(3, 5, WIDTH, requires_grad=True), []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = emb.loss(hidden, targets)
+        found.append([loss, *torch.autograd.grad(loss, (hidden, emb.weight))])
+    same(*found, 1e-6)
 
 
 def test_many_uses_of_a_tied_embedding():
