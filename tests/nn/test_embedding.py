@@ -460,7 +460,7 @@ def test_dtype_of_the_head():
 
 
 def test_autocast_does_not_reach_a_head_with_a_dtype_of_its_own():
-    emb, (tokens, targets) = TiedEmbedding(WORDS, WIDTH, head_dtype=torch.float32), batch()
+    emb, (_, targets) = TiedEmbedding(WORDS, WIDTH, head_dtype=torch.float32), batch()
     hidden, found = torch.randn(3, 5, WIDTH, requires_grad=True), []
     for enabled in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
