@@ -166,6 +166,7 @@ def test_rows_are_found(path):
         "rows": torch.arange(12, 27).to(torch.uint8).reshape(5, 3),
     }  # fmt: skip
     tensors["almost"][-1, -1] = 3
+    tensors["beyond"] = torch.cat([table[-10:], bits(10, 32, seed=9)])
     save_file(tensors, path)
     expected = {("q", "fused", 0, 32), ("k", "fused", 32, 64), ("v", "fused", 64, 96), ("k_bias", "bias", 32, 64)}
     expected |= {("head", "table", 0, 900), ("rows", "bytes", 4, 9)}
