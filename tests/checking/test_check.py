@@ -601,3 +601,17 @@ def test_a_name_cannot_leave_its_quotes_in_a_fix():
     calls = []
     exec(finding.fix, {"tied": SimpleNamespace(tie=lambda *arguments: calls.append(arguments)), "model": model})
     assert calls == [(model, name, "a")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_models_are_looked_at():
+    scripted = torch.jit.script(tied_lm())
+    assert states(scripted) == [("tied", ("embed.weight", "head.weight"))]
+    assert tied.check(scripted).parameters == 960
+
+
+def test_parametrized_and_pruned_models_are_clean():
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    torch.nn.utils.prune.l1_unstructured(layer, "bias", 0.5)
+    assert tied.check(layer).findings == ()
+    assert tied.check(layer).groups == ()

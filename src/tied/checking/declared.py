@@ -144,7 +144,8 @@ def is_offloaded(owner: nn.Module) -> bool:
 def tied_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield DeepSpeed's tied layers of this stage: the name, the module, and how many layers it serves."""
     for path, module in modules.items():
-        tied, specs = module._modules.get("tied_modules"), module.__dict__.get("_layer_specs")
+        specs = module.__dict__.get("_layer_specs")
+        tied = None if specs is None else getattr(module, "tied_modules", None)
         if isinstance(tied, nn.ModuleDict) and specs is not None:
             for key, layer in tied.items():
                 layers = sum(getattr(spec, "key", None) == key for spec in specs)
