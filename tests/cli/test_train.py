@@ -74,6 +74,7 @@ def test_progress_is_plain_lines_on_stderr(compared):
     assert lines[-1].startswith("Written to compared: results.json, report.html, filters.png")
 
 
+@pytest.mark.slow
 def test_json_is_json_only(data):
     done = tied(*SMALL, "--epochs", "2", "--json", "--out", "json", cwd=data)
     assert done.returncode == 0, done.stderr
@@ -94,6 +95,7 @@ def test_a_language_model_writes_text(data):
     assert "What the untied model writes" in (data / "lm" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_one_epoch_makes_no_curve(data):
     done = tied(*SMALL, "--epochs", "1", "--out", "once", cwd=data)
     assert done.returncode == 0, done.stderr
@@ -150,6 +152,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_that_command_goes_on(data):
     assert epochs == list(range(1, len(epochs) + 1))
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_training_leaves_nothing(data):
     process = started(data, "early")
     process.stderr.readline()
@@ -259,6 +262,7 @@ def test_a_missing_extra_is_one_line(data, tmp_path, package, message, status):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_exit_status_one(data):
     done = tied(*SMALL, "--lr", "1e30", "--out", "diverged", cwd=data)
     assert done.returncode == 1

@@ -122,8 +122,9 @@ def _train(plan: type[Plan], values: dict[str, Any]) -> None:
     as_json = values.pop("as_json")
     try:
         with _silent_unless_first():
+            made = _plan(plan, values)
             say("Loading torch ...")
-            _report(_job(plan, values), as_json=as_json)
+            _report(_job(made, values), as_json=as_json)
     except (PlanError, MissingPackageError) as error:
         raise _ended(f"tied train {plan.kind}: {error}", WRONG_USE) from None
     except (DataError, FolderError) as error:
@@ -156,17 +157,20 @@ def _ended(words: str, status: int) -> typer.Exit:
     return typer.Exit(status)
 
 
-def _job(plan: type[Plan], values: dict[str, Any]) -> Job:
+def _plan(kind: type[Plan], values: dict[str, Any]) -> Any:
+    """Make the plan of the options; torch is not needed to refuse them."""
+    known = {field.name: values[field.name] for field in dataclasses.fields(kind)}
+    if "sizes" in known:
+        known["sizes"] = _sizes(known["sizes"]) if known["sizes"] else ()
+    return kind(**known)
+
+
+def _job(plan: Any, values: dict[str, Any]) -> Job:
     """Make the job of the options."""
     from tied.study.train.job import Job
 
-    fields = {field.name for field in dataclasses.fields(plan)}
-    known = {name: value for name, value in values.items() if name in fields}
-    if "sizes" in known:
-        known["sizes"] = _sizes(known["sizes"]) if known["sizes"] else ()
-    made: Any = plan(**known)
     seeds = values["seeds"] or (SEEDS_OF_A_COMPARISON if values["compare"] else 1)
-    return Job(made, values["compare"], seeds, values["out"], values["resume"])
+    return Job(plan, values["compare"], seeds, values["out"], values["resume"])
 
 
 def _report(job: Job, *, as_json: bool) -> None:

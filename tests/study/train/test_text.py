@@ -45,7 +45,8 @@ def test_rare_words_of_the_training_part_are_unknown():
     assert "zebra" not in read.vocabulary
     assert read.held_out[-4:].tolist() == [len(read.vocabulary) - 1] * 4
     assert read.unknown_part == pytest.approx(4 / len(read.held_out))
-    assert "cat" in corpus("cat cat " + TEXT).vocabulary
+    assert "yak" not in corpus("yak yak " + TEXT).vocabulary
+    assert "yak" in corpus("yak yak yak " + TEXT).vocabulary
 
 
 def test_a_character_that_comes_first_at_the_end_is_unknown():
