@@ -77,6 +77,14 @@ def test_columns_interleave_without_touching():
     assert overlapping([matrix[:, ::2], matrix[:, 1::2], matrix[1]]) == [[0, 1, 2]]
 
 
+def test_pieces_of_one_column_in_separate_rows_are_apart():
+    matrix = torch.zeros(5, 12)
+    cells = [matrix[0, 5:7], matrix[3, 5:7]]
+    assert overlapping([matrix[:, :4], *cells]) == []
+    assert overlapping([matrix[:, :4], *cells[::-1]]) == []
+    assert overlapping([matrix[:, :6], *cells]) == [[0, 1, 2]]
+
+
 def test_columns_that_wrap_round_a_row_are_compared_all_the_same():
     matrix = torch.zeros(5, 12)
     wrapped = matrix.flatten()[10:].as_strided((4, 4), (12, 1))  # the end of one row and the begin of the next
