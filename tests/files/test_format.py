@@ -219,8 +219,14 @@ class TestReading:
         with pytest.raises(tied.FileError, match="torch cannot compute"):
             read(ledger(tie_source="a.T", tie_dtype="F4", tie_shape=[4, 4]), stored)
 
-    def test_ten_thousand_ties_cost_no_more_than_their_number(self) -> None:
-        """Plain names are not parsed; the count of parses says it, not the clock."""
+    def test_expressions_without_end_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tied.files.ledger.MOST_STEPS", 10)
+        tie = {"source": "encoder.weight.T", "dtype": "F32", "shape": [784, 256]}
+        assert read(ledger(ties=[{"target": f"t{number}", **tie} for number in range(5)]))
+        with pytest.raises(tied.FileError, match="expressions are too long"):
+            read(ledger(ties=[{"target": f"t{number}", **tie} for number in range(6)]))
+
+    def test_a_thousand_plain_names_are_not_parsed(self) -> None:
         calls: list[str] = []
         import tied.files.ledger as module
 

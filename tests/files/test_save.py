@@ -111,6 +111,11 @@ class TestValues:
         tied.save(model, tmp_path / "m.safetensors")
         assert_same_bits(tied.files.load_file(tmp_path / "m.safetensors"), plain(model))
 
+    def test_a_tensor_with_its_sign_turned(self, tmp_path: Path) -> None:
+        values = torch.randn(3)
+        tied.save(with_buffer(torch._neg_view(values)), tmp_path / "m.safetensors")
+        assert torch.equal(load_file(tmp_path / "m.safetensors")["odd"], -values)
+
 
 class TestHeader:
     def texts(self, path: Path) -> dict[str, str]:
@@ -332,6 +337,17 @@ class TestWholeOrNotAtAll:
         tied.save(nn.Linear(20, 20), tmp_path, max_shard_size=1000)
         assert seen == [[".tied-"] * 3] * 3
         assert len(list(tmp_path.iterdir())) == 3
+
+    def test_old_shards_are_never_read_with_new_ones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tied.save(nn.Linear(20, 20), tmp_path, max_shard_size=1000)
+
+        def killed(*_: object) -> None:
+            raise OSError("killed before the first shard takes its place")
+
+        monkeypatch.setattr(Path, "replace", killed)
+        with pytest.raises(OSError, match="killed"):
+            tied.save(nn.Linear(20, 20), tmp_path, max_shard_size=1000)
+        assert not (tmp_path / "model.safetensors.index.json").exists()
 
     def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
