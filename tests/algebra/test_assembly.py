@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import tied
 from tied import KindError, ParseError, ShapeError, cat, ref, stack
 from tied.algebra import adjoint, parse
 from tied.algebra.assembly import Gather, Join
@@ -84,3 +85,16 @@ def test_a_single_number_has_no_entries() -> None:
     metas = {("a",): torch.empty((), device="meta"), ("i",): torch.empty(2, dtype=torch.int64, device="meta")}
     with pytest.raises(ShapeError, match="a single number cannot be indexed"):
         GATHER.infer(metas)
+
+
+def test_an_index_without_values_is_refused() -> None:
+    """Torch reads uninitialized memory there, without an error."""
+    with pytest.raises(tied.DeviceError) as caught:
+        tied.parse("theta[index]").value({("theta",): torch.ones(3), ("index",): torch.tensor([0], device="meta")})
+    assert str(caught.value) == (
+        "The index of a gather is on the meta device, which has no values.\n"
+        "  found:    an index on meta, and entries on cpu\n"
+        "  expected: both on one device\n"
+        "  fix:      load or copy the index buffer too: it lies beside the Parameters in the state dict\n"
+        "The model was not changed."
+    )

@@ -249,3 +249,17 @@ def test_plain_sharing_with_two_values() -> None:
     assert model.head.weight is model.embed.weight
     tied.load_state_dict(model, state, keep="target")
     assert not model.embed.weight.any()
+
+
+def test_source_and_target_on_one_module() -> None:
+    model = nn.Module()
+    model.w, model.log_w = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+    tied.tie(model, "w", "log_w.exp()")
+    value = torch.tensor([0.5, 1, 2])
+    assert model.load_state_dict({"w": value}) == ([], [])
+    torch.testing.assert_close(model.log_w.detach(), value.log())
+    outer = nn.ModuleDict({"inner": model})
+    outer.load_state_dict({"inner.w": value * 2})
+    torch.testing.assert_close(model.log_w.detach(), (value * 2).log())
+    with pytest.raises(tied.ConflictError):
+        model.load_state_dict({"w": value, "log_w": torch.zeros(3)})

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from snapshot import refused
 from stack import Stack
 from torch import nn
@@ -225,3 +226,38 @@ def test_tie_layers_needs_a_stack(model: Stack, layers: str) -> None:
 def test_a_private_pattern_that_matches_nothing_is_an_error(model: Stack) -> None:
     with refused(model, tied.AddressError, None):
         tied.tie_layers(model, "layers", private=["*.nrom*"])
+
+
+def test_modules_with_computed_weights_are_tied_by_what_computes_them() -> None:
+    norm = torch.nn.utils.parametrizations.weight_norm
+    model = nn.ModuleDict({"a": norm(nn.Linear(3, 3)), "b": norm(nn.Linear(3, 3))})
+    made = tied.tie(model, "b", "a")
+    names = ["bias", "parametrizations.weight.original0", "parametrizations.weight.original1"]
+    assert [str(tie) for tie in made] == [f"b.{name} = a.{name}" for name in names]
+    assert torch.equal(model["a"].weight, model["b"].weight)
+
+
+def test_a_property_that_computes_a_tensor_is_a_source() -> None:
+    model = nn.ModuleDict({"circulant": tied.nn.CirculantLinear(4), "plain": nn.Linear(4, 4)})
+    tied.tie(model, "plain.weight", "circulant.weight.T")
+    assert torch.equal(model["plain"].weight, model["circulant"].weight.T)
+    model["plain"](torch.ones(1, 4)).sum().backward()
+    gradients = {name: p.grad for name, p in model["circulant"].named_parameters()}
+    assert gradients["theta"] is not None
+    reader = tied.nn.TiedLinear(model["circulant"])
+    assert torch.equal(reader.weight, model["circulant"].weight.T)
+    with pytest.raises(tied.KindError, match="computed"):
+        tied.tie(model, "circulant.weight", "plain.bias[None]")
+
+
+def test_a_text_for_the_private_patterns_is_refused() -> None:
+    with pytest.raises(tied.KindError) as error:
+        tied.tie_layers(Stack(), "layers", private="*.norm*")
+    assert str(error.value) == (
+        "tie_layers(model, 'layers', pattern='all', unique=None)\n"
+        "  private is a list of patterns, not a text.\n"
+        "  found:    private='*.norm*'\n"
+        "  expected: a list\n"
+        "  fix:      private=['*.norm*']\n"
+        "The model was not changed."
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tied.algebra.transform import POSTFIX, SUM, Transform
-from tied.errors import ParseError
+from tied.errors import DeviceError, ParseError
 
 if TYPE_CHECKING:
     from tied.algebra.expression import Expression
@@ -92,6 +92,8 @@ class Gather(Transform):
     def forward(self, *operands: Tensor) -> Tensor:
         """Put one zero before `theta`, so that -1 points at it and every other mistake is out of range."""
         theta, index = operands
+        if index.is_meta and not theta.is_meta:
+            raise _index_without_values(theta)
         padded = torch.cat([theta.new_zeros(1, *theta.shape[1:]), theta])
         return padded.index_select(0, self._places(index)).reshape((*index.shape, *theta.shape[1:]))
 
@@ -118,3 +120,13 @@ class Gather(Transform):
     def text(self, operands: Sequence[Expression]) -> str:
         """Print as a subscript."""
         return f"{operands[0].text(POSTFIX)}[{operands[1].text(SUM)}]"
+
+
+def _index_without_values(theta: Tensor) -> DeviceError:
+    """Word what torch 2.13 does not: on a CPU it takes entries by an index on meta, from memory that holds anything."""
+    return DeviceError(
+        "The index of a gather is on the meta device, which has no values.",
+        found=f"an index on meta, and entries on {theta.device}",
+        expected="both on one device",
+        fix="load or copy the index buffer too: it lies beside the Parameters in the state dict",
+    )

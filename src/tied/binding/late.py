@@ -77,7 +77,8 @@ class Late:
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name, link in links(self).items():  # type: ignore[arg-type]
-            if prefix + name in state_dict:
+            is_home = link.home is not None and link.home.module is self  # whose hook reconciles the keys
+            if prefix + name in state_dict and not is_home:
                 state_dict = {key: value for key, value in state_dict.items() if key != prefix + name} | load_alone(
                     link, state_dict[prefix + name], prefix, name
                 )

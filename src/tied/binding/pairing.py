@@ -152,11 +152,12 @@ def module_ties(tree: ModuleTree, target: Slot, source: Slot, buffers: bool) -> 
 
 
 def _tensors(tree: ModuleTree, module: Slot, buffers: bool) -> dict[Address, Slot]:
+    """Return the tensors below a module; what it computes follows the Parameters that it computes it from."""
     depth = len(module.address)
     return {
         slot.address[depth:]: slot
         for slot in tree.slots(module.address)
-        if slot.kind in ("parameter", "tied", "computed") or (buffers and slot.kind == "buffer")
+        if slot.kind in ("parameter", "tied") or (buffers and slot.kind == "buffer")
     }
 
 

@@ -128,6 +128,13 @@ def tie_layers(
     """
     with during(f"tie_layers(model, {layers!r}, pattern={pattern!r}, unique={unique})"):
         model = unwrapped(model)
+        if isinstance(private, str):
+            raise KindError(
+                "private is a list of patterns, not a text.",
+                found=f"private={private!r}",
+                expected="a list",
+                fix=f"private=[{private!r}]",
+            )
         tree = ModuleTree(model)
         address = parse_address(layers, tree) if layers else ()
         stack = [

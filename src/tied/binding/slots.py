@@ -5,6 +5,7 @@ Owns: looking things up in a module tree. Must not change anything. Read next: `
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -116,6 +117,17 @@ def _walk(module: nn.Module, address: Address) -> nn.Module | None:
     return found
 
 
+@functools.cache
+def _properties(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Return the names under which a class computes tensors, as its properties say: `def weight(self) -> Tensor`."""
+    found: dict[str, None] = {}
+    for name in dir(kind):
+        getter = getattr(getattr(kind, name, None), "fget", None)
+        if getattr(getter, "__annotations__", {}).get("return") in (Tensor, "Tensor", "torch.Tensor"):
+            found[name] = None
+    return tuple(found)
+
+
 def _children(module: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(module, torch.jit.ScriptModule):
         return  # its attributes are fixed: nothing in it can be a target or a source
@@ -126,4 +138,5 @@ def _children(module: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(parametrized, nn.ModuleDict):
         yield from ((name, "computed") for name in parametrized)
     yield from ((name, "computed") for name, value in module.__dict__.items() if isinstance(value, Tensor))
+    yield from ((name, "computed") for name in _properties(type(module)) if name not in links(module))
     yield from ((name, "module") for name, child in module._modules.items() if child is not None)
