@@ -252,6 +252,9 @@ def test_what_has_drifted_is_no_copy():
         near = (weight + 1e-3 * torch.randn(20, 20)).to(dtype)
         model = nn.ParameterDict({"a": Parameter(weight.to(dtype)), "b": Parameter(near)})
         assert tied.check(model).groups == ()
+        barely = (weight + 1e-5 * torch.randn(20, 20)).to(torch.bfloat16)
+        assert not torch.equal(barely, weight.bfloat16())
+        assert tied.check(nn.ParameterDict({"a": Parameter(weight.bfloat16()), "b": Parameter(barely)})).groups == ()
         almost = weight.to(dtype).clone()
         almost[7, 3] += 1
         assert tied.check(nn.ParameterDict({"a": Parameter(weight.to(dtype)), "b": Parameter(almost)})).groups == ()

@@ -88,6 +88,7 @@ def test_what_no_transform_says_is_an_overlap():
     assert relation(flat.view(4, 6), flat.as_strided((3, 3), (5, 1), 1)) == "overlap"
     assert relation(flat, flat.view(torch.int32)) == "overlap"
     assert relation(flat[::2], flat[1:2]) == "overlap"
+    assert relation(flat.view(4, 6), flat.as_strided((3, 3), (7, 1))) == "overlap"
     complex_numbers = torch.zeros(4, dtype=torch.complex64)
     assert relation(complex_numbers, complex_numbers.conj()) == "overlap"
     assert relation(complex_numbers, complex_numbers.conj().imag) == "overlap"
