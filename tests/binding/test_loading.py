@@ -263,3 +263,47 @@ def test_source_and_target_on_one_module() -> None:
     torch.testing.assert_close(model.log_w.detach(), (value * 2).log())
     with pytest.raises(tied.ConflictError):
         model.load_state_dict({"w": value, "log_w": torch.zeros(3)})
+
+
+def three(first: float, second: float, third: float) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = nn.Module()
+    model.a, model.b, model.c = (nn.Parameter(torch.ones(2)) for _ in "abc")
+    tied.tie(model, {"b": "a", "c": "a"})
+    return model, {name: torch.full((2,), value) for name, value in zip("abc", (first, second, third), strict=True)}
+
+
+@pytest.mark.parametrize("values", [(0.0, 3.0, 6.0), (0.0, 0.0, 6.0), (2.0, 2.0, 2.0)])
+def test_the_mean_is_over_all_targets_at_once(values: tuple[float, float, float]) -> None:
+    model, state = three(*values)
+    tied.load_state_dict(model, state, keep="mean")
+    torch.testing.assert_close(model.a.detach(), torch.full((2,), sum(values) / 3))
+    del state["a"]
+    tied.load_state_dict(model, state, keep="mean")
+    torch.testing.assert_close(model.a.detach(), torch.full((2,), sum(values[1:]) / 2))
+
+
+def test_the_mean_of_overlapping_rows() -> None:
+    model = nn.Module()
+    model.all, model.head, model.tail = (nn.Parameter(torch.zeros(n)) for n in (4, 3, 3))
+    tied.tie(model, {"head": "all[:3]", "tail": "all[1:]"})
+    state = {"head": torch.tensor([1.0, 2, 3]), "tail": torch.tensor([4.0, 5, 6])}
+    tied.load_state_dict(model, state, keep="mean")
+    assert model.all.tolist() == [1, 3, 4, 6]
+
+
+def test_targets_that_disagree_have_no_winner() -> None:
+    model, state = three(0.0, 3.0, 6.0)
+    with pytest.raises(tied.ConflictError) as error:
+        tied.load_state_dict(model, state, keep="target")
+    assert str(error.value) == (
+        "load_state_dict(model, state_dict, keep='target')\n"
+        "  The targets in this state dict ask for different values of one source.\n"
+        "  found:    no source keeps 'b' as it is\n"
+        "  expected: targets that agree\n"
+        "  fix:      keep='mean' for the least-squares source, or keep='source'\n"
+        "The model was not changed."
+    )
+    assert model.a.tolist() == [1, 1]
+    state["b"] = state["c"]
+    tied.load_state_dict(model, state, keep="target")
+    assert model.a.tolist() == [6, 6]

@@ -9,7 +9,7 @@ it agrees with the source, turned into the source where the source is missing, a
 
 from __future__ import annotations
 
-from collections.abc import Generator, MutableMapping
+from collections.abc import Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,8 +49,74 @@ def _begun(prefix: str) -> Generator[None]:
 
 def reconcile_all(module: nn.Module, state: State, prefix: str, *, keep: str | None) -> None:
     """Reconcile the keys of every tie whose two ends lie in `module`, each of which has the prefix."""
-    for tie, _, link in entries(module):
+    found = [(tie, link) for tie, _, link in entries(module)]
+    asked = {_key(prefix, tie.target): state.get(_key(prefix, tie.target)) for tie, _ in found}
+    if keep == "mean":
+        for group in _connected(found):
+            _project_together(state, prefix, group)
+    for tie, link in found:
         reconcile(state, prefix, tie, link, keep=keep)
+    if keep == "target":
+        _refuse_rivals(state, prefix, [tie for tie, _ in found], asked)
+
+
+def _key(prefix: str, address: Address) -> str:
+    return prefix + ".".join(address)
+
+
+def _connected(found: list[tuple[Tie, Link]]) -> list[list[tuple[Tie, Link]]]:
+    """Return the ties in groups that have no source in common, constants aside."""
+    groups: list[tuple[set[Address], list[tuple[Tie, Link]]]] = []
+    for tie, link in found:
+        fixed = link.fixed()
+        near = zip(tie.source.sources(), link.expression.sources(), strict=True)
+        sources, members = {far for far, address in near if address not in fixed}, [(tie, link)]
+        for group in [group for group in groups if group[0] & sources]:
+            groups.remove(group)
+            sources, members = group[0] | sources, group[1] + members
+        groups.append((sources, members))
+    return [members for _, members in groups]
+
+
+def _project_together(state: State, prefix: str, ties: list[tuple[Tie, Link]]) -> None:
+    """Give sources that several targets of a state dict read the least-squares value over all of them."""
+    ties = [(tie, link) for tie, link in ties if isinstance(state.get(_key(prefix, tie.target)), Tensor)]
+    if len(ties) < 2:
+        return
+    uses, given, present = list[tuple[Expression, Tensor]](), dict[Address, Tensor](), dict[Address, Tensor]()
+    fixed: set[Address] = set()
+    for tie, link in ties:
+        value, now, constant = state[_key(prefix, tie.target)], link.tensors(), link.fixed()
+        for far, near in zip(tie.source.sources(), link.expression.sources(), strict=True):
+            if _key(prefix, far) in state:
+                given[far] = state[_key(prefix, far)].to(value.device)
+            present[far] = given.get(far, _present(now[near], value.device))
+            fixed |= {far} if near in constant else set()
+        if not _fits(tie.source, present, value):
+            return  # torch words mismatched shapes itself
+        uses.append((tie.source, value))
+    if not all(agree(expression.value(present), value, expression) for expression, value in uses):
+        uses += [(ref(address), tensor) for address, tensor in given.items() if address not in fixed]
+        state.update({_key(prefix, a): tensor for a, tensor in project(uses, present, fixed).items()})
+        for tie, _ in ties:
+            del state[_key(prefix, tie.target)]
+
+
+def _refuse_rivals(state: State, prefix: str, ties: list[Tie], asked: Mapping[str, Any]) -> None:
+    """Refuse targets that ask for different values of one source: the last one would have won."""
+    for tie in ties:
+        value = asked[_key(prefix, tie.target)]
+        keys = {address: _key(prefix, address) for address in tie.source.sources()}
+        if not isinstance(value, Tensor) or not all(key in state for key in keys.values()):
+            continue
+        tensors = {address: state[key].to(value.device) for address, key in keys.items()}
+        if _fits(tie.source, tensors, value) and not agree(tie.source.value(tensors), value, tie.source):
+            raise ConflictError(
+                "The targets in this state dict ask for different values of one source.",
+                found=f"no source keeps '{_key(prefix, tie.target)}' as it is",
+                expected="targets that agree",
+                fix="keep='mean' for the least-squares source, or keep='source'",
+            )
 
 
 def reconcile(state: State, prefix: str, tie: Tie, link: Link, *, keep: str | None) -> None:

@@ -128,13 +128,7 @@ def tie_layers(
     """
     with during(f"tie_layers(model, {layers!r}, pattern={pattern!r}, unique={unique})"):
         model = unwrapped(model)
-        if isinstance(private, str):
-            raise KindError(
-                "private is a list of patterns, not a text.",
-                found=f"private={private!r}",
-                expected="a list",
-                fix=f"private=[{private!r}]",
-            )
+        _refuse_text(private)
         tree = ModuleTree(model)
         address = parse_address(layers, tree) if layers else ()
         stack = [
@@ -155,6 +149,16 @@ def tie_layers(
             for tie in module_ties(tree, stack[layer], stack[group.index(number)], buffers=False)
         ]
         return declare(model, _without_private(wanted, private), keep=keep, buffers=False)
+
+
+def _refuse_text(private: object) -> None:
+    if isinstance(private, str):
+        raise KindError(
+            "private is a list of patterns, not a text.",
+            found=f"private={private!r}",
+            expected="a list",
+            fix=f"private=[{private!r}]",
+        )
 
 
 def _without_private(wanted: list[Tie], private: Sequence[str]) -> list[Tie]:

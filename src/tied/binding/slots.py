@@ -128,6 +128,10 @@ def _properties(kind: type[nn.Module]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _holds(module: nn.Module, name: str) -> bool:
+    return any(name in place for place in (module._parameters, module._buffers, links(module)))
+
+
 def _children(module: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(module, torch.jit.ScriptModule):
         return  # its attributes are fixed: nothing in it can be a target or a source
@@ -138,5 +142,5 @@ def _children(module: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(parametrized, nn.ModuleDict):
         yield from ((name, "computed") for name in parametrized)
     yield from ((name, "computed") for name, value in module.__dict__.items() if isinstance(value, Tensor))
-    yield from ((name, "computed") for name in _properties(type(module)) if name not in links(module))
+    yield from ((name, "computed") for name in _properties(type(module)) if not _holds(module, name))
     yield from ((name, "module") for name, child in module._modules.items() if child is not None)
