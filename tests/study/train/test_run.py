@@ -256,7 +256,7 @@ def test_a_folder_that_holds_a_run_is_not_used_for_another():
         with pytest.raises(FolderError, match=words):
             list(events(job, Processes(), SAMPLES))
     with pytest.raises(FolderError, match="the values of the data"):
-        train(PLAN, data=Samples.of(SAMPLES.values.numpy() * 2, np.arange(50) % 3), out="out", resume=True)
+        train(PLAN, data=Samples.of(SAMPLES.values[:, 0].numpy() * 2, np.arange(50) % 3), out="out", resume=True)
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 

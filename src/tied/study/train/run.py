@@ -209,6 +209,8 @@ class _Session:
         words = f"{plan.name}, epoch {min(len(training.epochs) + (not milestone), plan.epochs)}"
         if training.epochs:
             words += f": {task.figure_name} {training.epochs[-1].held_out:.4g}"
+        if not self.steps_here:  # gone on from the last step of an epoch
+            return Progress("training", done, sum(plan.epochs for plan in job.plans), words, milestone)
         speed = self.steps_here / (time.perf_counter() - self.begin)
         left = sum(plan.epochs for plan in job.plans) * training.steps_per_epoch
         left -= self.epochs_done * training.steps_per_epoch + training.step
