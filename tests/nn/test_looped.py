@@ -332,10 +332,23 @@ relu = nn.ReLU()
         (lambda: Looped(relu, 2, private="*.norm*"), tied.KindError, TEXT),
         (lambda: Looped([nn.Identity(), nn.LSTM(2, 2)], 2)(torch.zeros(1, 1, 2)), tied.KindError, MIXED),
         (lambda: Looped([Entries(2), Entries(3)], 2)(0), tied.KindError, "found:    2 entries, 3 entries"),
-        (lambda: Looped(parametrizations.weight_norm(nn.Linear(2, 2)), 2), tied.KindError, "is computed"),
     ],
 )
 def test_wrong_use(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == message if message.endswith("changed.") else message in str(caught.value)
+
+
+def test_a_block_whose_weight_is_computed_shares_what_it_is_computed_from() -> None:
+    block = parametrizations.weight_norm(nn.Linear(2, 2).double())
+    by_hand = copy.deepcopy(block)
+    model, x = Looped(block, 3), torch.randn(5, 2).double()
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in by_hand.parameters())
+    for subject, run in ((model, model), (by_hand, lambda x: by_hand(by_hand(by_hand(x))))):
+        optimizer = torch.optim.AdamW(subject.parameters(), lr=0.01)
+        for _ in range(5):
+            optimizer.zero_grad()
+            run(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(model(x), by_hand(by_hand(by_hand(x))), rtol=1e-12, atol=1e-12)

@@ -165,7 +165,8 @@ def test_the_guide_has_the_counts_of_the_expectation(kind):
 
 # -- the README -----------------------------------------------------------------------------------------
 
-MATRIX = re.compile(r"(?<=<!-- matrix: written by tests/study/test_matrix_report.py -->\n).*?(?=<!-- end of matrix -->)", re.S)
+MARK = "<!-- matrix: written by tests/study/test_matrix_report.py -->\n"
+MATRIX = re.compile(f"(?<={MARK}).*?(?=<!-- end of matrix -->)", re.S)
 
 
 def as_expected(known: Expectation) -> Record:
