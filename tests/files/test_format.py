@@ -125,6 +125,9 @@ WRONG: dict[str, Any] = {
     "a source on meta": ledger(tie_source="encoder.weight.T.to('meta')"),
     "a source that is not there": ledger(tie_source="encoder.wait.T"),
     "itself": ledger(tie_source="decoder.weight"),
+    "itself, stored and turned": ledger(
+        tie_target="encoder.weight", tie_source="encoder.weight.flip(0)", tie_shape=[256, 784]
+    ),
     "a circle": ledger(
         ties=[
             {"target": "a", "source": "b", "dtype": "F32", "shape": [2]},

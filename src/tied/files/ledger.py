@@ -305,6 +305,8 @@ def _check_names(ledger: Ledger, stored: Mapping[str, Any], path: str | Path) ->
         target, gone = equation.target, [name for name in equation.names if name not in stored]
         if target in seen:
             _refuse(path, "A target has two equations.", shown(target), "one")
+        if target in equation.names:
+            _refuse(path, "A target would define itself.", shown(f"{target} = {equation.source}"), "another source")
         seen.add(target)
         if target in stored:
             if tuple(stored[target][:2]) != (equation.dtype, equation.shape):
