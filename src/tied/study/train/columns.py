@@ -108,7 +108,7 @@ def read_parquet(path: Path) -> Table:
         MissingPackageError: pyarrow is not installed.
     """
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingPackageError("Parquet files need pyarrow: pip install pyarrow") from None
     try:
