@@ -91,8 +91,8 @@ def test_a_shallow_copy_is_untied_by_itself(model: Stack) -> None:
     twin = copy.copy(model.decoder)
     holder = nn.ModuleDict({"encoder": model.encoder, "decoder": twin})
     tied.untie(holder)
-    assert isinstance(twin.weight, nn.Parameter)
-    assert not isinstance(model.decoder.weight, nn.Parameter)
+    assert type(twin.weight) is nn.Parameter
+    assert type(model.decoder.weight) is not nn.Parameter
     assert [n for n, _ in model.decoder.named_parameters()] == ["bias"]
 
 

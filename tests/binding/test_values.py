@@ -179,3 +179,58 @@ def test_the_refusals_leave_the_model_usable() -> None:
         model["decoder"].weight.register_hook(print)
     model["decoder"](model["encoder"](torch.ones(1, 6))).sum().backward()
     assert model["encoder"].weight.grad is not None
+
+
+@pytest.mark.parametrize("source", ["encoder.weight.T", "2 * encoder.weight.T"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_value_is_a_parameter_to_isinstance_and_to_get_parameter(source: str, frozen: bool) -> None:
+    model = autoencoder(source)
+    model.requires_grad_(not frozen)
+    assert isinstance(model["decoder"].weight, nn.Parameter)
+    assert torch.equal(model.get_parameter("decoder.weight"), model["decoder"].weight)
+    model.get_parameter("decoder.weight").requires_grad_(frozen)
+    assert model["encoder"].weight.requires_grad is frozen
+    assert len(list(model.parameters())) == 3
+
+
+def test_a_frozen_value_cannot_be_registered() -> None:
+    """It is a leaf, so that torch would take it; a second Parameter over the source's memory is what nobody wants."""
+    model, other = autoencoder().requires_grad_(False), nn.Linear(4, 6)
+    with pytest.raises(tied.KindError) as error:
+        other.weight = model["decoder"].weight
+    assert str(error.value) == (
+        "The value of a tie cannot become a Parameter: it would be a second one over the source's memory.\n"
+        "  found:    the value of a tied weight, assigned to 'weight' of Linear\n"
+        "  expected: a Parameter, or a tie\n"
+        "  fix:      tie the attribute too: tied.tie(model, target, source); or nn.Parameter(value.detach().clone())\n"
+        "The model was not changed."
+    )
+    assert type(other.weight) is nn.Parameter
+    with pytest.raises(tied.KindError):
+        nn.ParameterList([model["decoder"].weight])
+    other.weight = nn.Parameter(model["decoder"].weight.detach().clone())
+
+
+@pytest.mark.parametrize("source", ["encoder.weight.T", "2 * encoder.weight.T"])
+def test_torch_refuses_a_value_that_needs_a_gradient(source: str) -> None:
+    model, other = autoencoder(source), nn.Linear(4, 6)
+    for use in (
+        lambda: setattr(other, "weight", model["decoder"].weight),
+        lambda: setattr(other, "weight", nn.Parameter(model["decoder"].weight)),
+        lambda: torch.optim.SGD([model["decoder"].weight], lr=0.1),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            use()
+    assert type(other.weight) is nn.Parameter
+    assert model["encoder"].weight.requires_grad
+
+
+def test_a_value_read_before_its_source_was_replaced_is_not_the_source() -> None:
+    model = autoencoder()
+    stale = model["decoder"].weight
+    model["encoder"].weight = nn.Parameter(torch.ones(4, 6))
+    with pytest.raises(tied.WriteError):
+        model["decoder"].weight = stale
+    with torch.no_grad():
+        model["decoder"].weight += 1
+    assert model["encoder"].weight.eq(2).all()

@@ -172,15 +172,6 @@ REFUSALS = [
         tuple(TRANSPOSED),
     ),
     Refusal(
-        '`model.get_parameter("decoder.weight")` with a transform',
-        AttributeError,
-        "torch asks for an `nn.Parameter`, and a computed value is none",
-        "`model.decoder.weight`",
-        lambda model, case: model.get_parameter(case.target),
-        read,
-        tuple(TRANSPOSED),
-    ),
-    Refusal(
         "`torch.nn.utils.prune` on the target",
         tied.KindError,
         "pruning wants a Parameter of the module's own",

@@ -47,7 +47,7 @@ def adapted(layer: Any, name: str, base: Tensor) -> Tensor:
 
 
 @functools.cache
-def listen() -> RemovableHandle:
+def notice_adapters() -> RemovableHandle:
     """From now on notice adapters that are put around tied layers, by torch's hook on registering modules."""
     return register_module_module_registration_hook(_notice)
 

@@ -9,12 +9,15 @@ which an in-place write must not vanish. Must not change modules. Read next: `li
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from tied.errors import KindError, ShapeError, WriteError
 
@@ -36,10 +39,12 @@ class Origin(Protocol):
 class Target(Tensor):
     """The value of a tied attribute: a plain tensor, except that it freezes and writes where its source lives.
 
+    An `nn.Parameter` to `isinstance`, as what stands in a Parameter's place should be; yet no module can register it.
     Results of operations on it are plain tensors.
     """
 
     _origin: Origin
+    _is_param = True
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
@@ -142,6 +147,22 @@ def viewing(source: Read, view: Callable[[Tensor], Tensor], origin: Origin) -> R
         return value
 
     return read
+
+
+@functools.cache
+def refuse_registration() -> RemovableHandle:
+    """From now on refuse to make the value of a tie a Parameter of a module, by torch's hook on registering them."""
+    return register_module_parameter_registration_hook(_refuse_value)
+
+
+def _refuse_value(module: nn.Module, name: str, value: Tensor | None) -> None:
+    if isinstance(value, Target):
+        raise KindError(
+            "The value of a tie cannot become a Parameter: it would be a second one over the source's memory.",
+            found=f"the value of a tied weight, assigned to '{name}' of {type(module).__name__}",
+            expected="a Parameter, or a tie",
+            fix="tie the attribute too: tied.tie(model, target, source); or nn.Parameter(value.detach().clone())",
+        )
 
 
 def _write_whole(target: Target, value: Tensor) -> None:

@@ -19,8 +19,8 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from tied.algebra import Address, show_address
-from tied.binding.adapters import listen
-from tied.binding.derived import Derived
+from tied.binding.adapters import notice_adapters
+from tied.binding.derived import Derived, Target, refuse_registration
 from tied.binding.link import Link
 from tied.binding.loading import load_alone
 from tied.binding.slots import LINKS, links
@@ -106,10 +106,16 @@ class Late:
             self.__class__ = late  # type: ignore[assignment]
         else:
             super().__setstate__(state)  # type: ignore[misc]
-        listen()
+        _listen()
         for name, link in links(self).items():  # type: ignore[arg-type]
             settle(self, name, link)  # type: ignore[arg-type]
         shed(self)  # type: ignore[arg-type]
+
+
+def _listen() -> None:
+    """From now on see what is registered on modules: adapters around tied layers, and values of ties."""
+    notice_adapters()
+    refuse_registration()
 
 
 def _remake(make: Any, arguments: tuple[Any, ...], names: frozenset[str]) -> Any:
@@ -157,7 +163,8 @@ def _is_source_itself(value: Tensor, link: Link) -> bool:
     if isinstance(value, Derived):
         return value._origin is link
     present = link.read()
-    if value is present or isinstance(value, Parameter) or value.device.type == "meta":
+    foreign = isinstance(value, Parameter) and not isinstance(value, Target)
+    if value is present or foreign or value.device.type == "meta":
         return value is present
     same = value.shape == present.shape and value.stride() == present.stride() and value.dtype == present.dtype
     return same and value.data_ptr() == present.data_ptr()
@@ -234,7 +241,7 @@ def install(module: nn.Module, name: str, link: Link) -> None:
         known = [other.order for other in links(module).values() if name in other.order]
         link.order = known[0] if known else tuple(place)
         module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
-    listen()
+    _listen()
     link.target = weakref.ref(module)
     module.__dict__[LINKS] = {**links(module), name: link}
     _wear(module)
