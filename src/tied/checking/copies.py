@@ -10,6 +10,7 @@ samples there, or proportional ones. Only what agrees in the samples is compared
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,13 +63,9 @@ def _kinds(tensors: Sequence[Tensor]) -> dict[Kind, list[int]]:
     """Sort the tensors that can be read by dtype, device and shape."""
     kinds: dict[Kind, list[int]] = {}
     for place, tensor in enumerate(tensors):
-        if type(tensor) in PLAIN and tensor.layout is torch.strided:
+        if type(tensor) in PLAIN and tensor.numel() >= FEWEST and tensor.layout is torch.strided:
             kinds.setdefault((tensor.dtype, tensor.device, tensor.shape), []).append(place)
-    return {kind: places for kind, places in kinds.items() if _is_readable(*kind)}
-
-
-def _is_readable(dtype: torch.dtype, device: torch.device, shape: torch.Size) -> bool:
-    return dtype.is_floating_point and device.type != "meta" and shape.numel() >= FEWEST
+    return {(t, d, s): places for (t, d, s), places in kinds.items() if t.is_floating_point and d.type != "meta"}
 
 
 # -- of one size --------------------------------------------------------------------------------------
@@ -78,8 +75,10 @@ def _same_size(tensors: Sequence[Tensor], places: list[int]) -> Iterator[Copy]:
     """Yield copies among tensors whose shapes have the same sizes, in whichever order."""
     samples = _samples([tensors[place] for place in places])
     leaders: dict[Hashable, list[int]] = {}
-    for row, place in zip(_directions(samples), places, strict=True):
-        if row is None:
+    rows = _directions(samples)
+    times = Counter(rows)
+    for row, place in zip(rows, places, strict=True):
+        if row is None or times[row] == 1:
             continue
         bucket = leaders.setdefault(row, [])
         copy = next((c for first in bucket if (c := _compare(tensors, first, place)) is not None), None)

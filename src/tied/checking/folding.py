@@ -30,8 +30,9 @@ def fold(groups: Sequence[Group], shelf: Shelf) -> tuple[Group, ...]:
         for modules in paths(group.names) if set(group.transforms) == {IDENTITY} else ():
             owners.setdefault((group.state, modules), []).append(index)
     folded: dict[int, Group | None] = {}
-    for (_, modules), found in sorted(owners.items(), key=lambda item: (item[0][1][0].count("."), item[1])):
-        if len(found) < 2 or folded.keys() & set(found):
+    several = [(modules, found) for (_, modules), found in owners.items() if len(found) > 1]
+    for modules, found in sorted(several, key=lambda item: (item[0][0].count("."), item[1])):
+        if folded.keys() & set(found):
             continue
         shared = sum(isinstance(shelf.tensor(groups[index].names[0]), nn.Parameter) for index in found)
         if all(shelf.count_parameters(path) == shared for path in modules):
@@ -47,10 +48,12 @@ def paths(names: Sequence[str]) -> Iterator[Paths]:
         >>> list(paths(["a.0.attention.weight", "b.0.attention.weight"]))
         [('a.0.attention', 'b.0.attention'), ('a.0', 'b.0'), ('a', 'b')]
     """
-    split = [name.split(".") for name in names]
-    while len(names) > 1 and all(len(segments) > 1 for segments in split) and len({s[-1] for s in split}) == 1:
-        split = [segments[:-1] for segments in split]
-        yield tuple(".".join(segments) for segments in split)
+    while len(names) > 1:
+        split = [name.rpartition(".") for name in names]
+        names = tuple([owner for owner, _, _ in split])
+        if "" in names or len({last for _, _, last in split}) > 1:
+            return
+        yield names
 
 
 def above(name: str) -> Iterator[str]:

@@ -49,14 +49,17 @@ def shared(shelf: Shelf) -> tuple[Group, ...]:
 
 
 def _memory_group(shelf: Shelf, places: list[int]) -> Group:
-    first = max(places, key=lambda place: (shelf.tensors[place].numel(), -place)) if len(places) > 1 else places[0]
+    if len(places) == 1:
+        known = shelf.names[places[0]]
+        return group_of("tied", known, (IDENTITY,) * len(known), shelf.tensors[places[0]])
+    first = max(places, key=lambda place: (shelf.tensors[place].numel(), -place))
     base = shelf.tensors[first]
     names, transforms = list[str](), list[str]()
     for place in [first, *(p for p in places if p != first)]:
         what = IDENTITY if place == first else relation(base, shelf.tensors[place])
         names += shelf.names[place]
         transforms += [what] * len(shelf.names[place])
-    return group_of("tied" if len(places) == 1 else "half-tied", names, transforms, base)
+    return group_of("half-tied", names, transforms, base)
 
 
 def group_of(state: State, names: Iterable[str], transforms: Iterable[str], first: Tensor | None) -> Group:
@@ -132,9 +135,11 @@ def count(shelf: Shelf) -> tuple[int, int]:
         if place not in inside:
             numbers, size = numbers + own * shelf.parameters[place], size + bytes_of_it
     for places in shelf.joined:
-        own = [shelf.tensors[place] for place in places if shelf.parameters[place]]
-        covered, itemsize = union(own) if own else (0, 1)
-        numbers, size = numbers + covered // itemsize, size + union([shelf.tensors[place] for place in places])[0]
+        tensors = [shelf.tensors[place] for place in places]
+        own = [tensor for tensor, place in zip(tensors, places, strict=True) if shelf.parameters[place]]
+        all_of_it = union(tensors)
+        covered, itemsize = all_of_it if len(own) == len(tensors) else union(own) if own else (0, 1)
+        numbers, size = numbers + covered // itemsize, size + all_of_it[0]
     return numbers, size
 
 

@@ -19,6 +19,7 @@ from tied.checking.memory import PLAIN
 from tied.checking.report import Finding, Group, quoted
 from tied.checking.rules import finding
 
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 _ROWS, _WORDS = 16, 8192  # how many features, and how many rows of a head, the first loss is estimated from
 
 
@@ -33,8 +34,7 @@ class End(NamedTuple):
 def look_at_meaning(seen: Seen) -> Iterator[Finding]:
     """Yield what a model's sharing does that its parts do not expect."""
     for group in seen.groups:
-        ends = [_end(seen, name) for name in group.names]
-        yield from _embedding(seen, group, ends)
+        yield from _embedding(seen, group)
         yield from _frozen(seen, group)
     yield from _statistics(seen)
     yield from _rows(seen)
@@ -48,9 +48,12 @@ def _end(seen: Seen, name: str) -> End:
 # -- embeddings ---------------------------------------------------------------------------------------
 
 
-def _embedding(seen: Seen, group: Group, ends: list[End]) -> Iterator[Finding]:
+def _embedding(seen: Seen, group: Group) -> Iterator[Finding]:
     """Look at embeddings that share their weight with something that is not one."""
-    others = [end for end in ends if not isinstance(end.module, nn.Embedding | nn.EmbeddingBag)]
+    if not any(isinstance(seen.shelf.owner(name), _TABLES) for name in group.names):
+        return
+    ends = [_end(seen, name) for name in group.names]
+    others = [end for end in ends if not isinstance(end.module, _TABLES)]
     tables = [end for end in ends if end not in others and end.name.endswith("weight")]
     if not tables or not others:
         return
@@ -109,6 +112,8 @@ def first_loss(weight: Tensor) -> float:
 
 
 def _frozen(seen: Seen, group: Group) -> Iterator[Finding]:
+    if len({seen.shelf.places.get(name) for name in group.names}) == 1:
+        return
     own = {name: tensor for name in group.names if isinstance(tensor := seen.shelf.tensor(name), nn.Parameter)}
     trained = [name for name, tensor in own.items() if tensor.requires_grad]
     frozen = [name for name in own if name not in trained]
@@ -131,15 +136,17 @@ def _statistics(seen: Seen) -> Iterator[Finding]:
 
 def _rows(seen: Seen) -> Iterator[Finding]:
     """Yield layers all of whose units compute the same, now and after every step."""
-    candidates = {name for group in seen.groups for name in group.names}
+    places = seen.shelf.places
     odd = [place for place, t in enumerate(seen.shelf.tensors) if type(t) in PLAIN and not t.is_contiguous()]
-    candidates |= {seen.shelf.names[place][0] for place in odd if _repeats(seen.shelf.tensors[place])}
+    odd = [place for place in odd if _repeats(seen.shelf.tensors[place])]
+    known = {*odd, None}  # None is the place of what a tie computes
+    candidates = {seen.shelf.names[place][0] for place in odd}
+    candidates |= {name for group in seen.groups for name in group.names if places.get(name) in known}
     for name in sorted(candidates):
         _, path, module = _end(seen, name)
         if name.rpartition(".")[2] != "weight" or not isinstance(module, nn.Linear):
             continue
-        weight = seen.shelf.tensor(name)
-        repeats = _is_expanded(seen, name) if weight is None else type(weight) in PLAIN and _repeats(weight)
+        repeats = name in places or _is_expanded(seen, name)
         if repeats and _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
             what = f"Every unit of {path} has the same weights and bias, and gets the same gradient: they stay equal."
             yield finding(

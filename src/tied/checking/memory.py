@@ -160,7 +160,8 @@ def _runs(intervals: list[Interval]) -> Iterable[list[Interval]]:
             if index - begin > 1:
                 yield intervals[begin:index]
             begin = index
-        reach = max(reach, stop)
+        if stop > reach:  # not `max`, which would take as long as all else here
+            reach = stop
     if len(intervals) - begin > 1:
         yield intervals[begin:]
 

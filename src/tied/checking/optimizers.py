@@ -5,7 +5,7 @@ Owns: the findings TIE401 to TIE405. Must not change the optimizer. Read next: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def look_at_optimizer(seen: Seen, optimizer: Optimizer) -> Iterator[Finding]:
     yield from _stale(seen, [entry.tensor for entry in entries], names)
 
 
-def _twice(held: dict[int, list[Entry]], names: dict[int, list[str]]) -> Iterator[Finding]:
+def _twice(held: dict[int, list[Entry]], names: Mapping[int, Sequence[str]]) -> Iterator[Finding]:
     for key, entries in held.items():
         if len(entries) > 1 and key in names:
             what = f"{names[key][0]} stands {len(entries)} times in the optimizer, and is stepped as often."
@@ -84,7 +84,7 @@ def _holds_any(seen: Seen, held: dict[int, list[Entry]]) -> bool:
     return any(id(tensor) in held for tensor in seen.shelf.tensors)
 
 
-def _stale(seen: Seen, tensors: list[Tensor], names: dict[int, list[str]]) -> Iterator[Finding]:
+def _stale(seen: Seen, tensors: list[Tensor], names: Mapping[int, Sequence[str]]) -> Iterator[Finding]:
     """Yield Parameters that the model has no more, where one of its shared names lost one of that shape.
 
     An optimizer may hold other models' Parameters with good reason; so only those count that have the shape

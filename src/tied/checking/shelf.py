@@ -5,7 +5,7 @@ Owns: walking a model. Must not look into tensors, nor change anything. Read nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,27 +31,24 @@ class Shelf:
     model: nn.Module
     modules: dict[str, nn.Module]
     tensors: list[Tensor]
-    names: list[list[str]]
+    names: list[Sequence[str]]
     parameters: list[bool]
 
     @classmethod
     def of(cls, model: nn.Module) -> Shelf:
         """Walk a model, shared modules at each of their places."""
-        shelf, places = cls(model, {}, [], [], []), dict[int, int]()
-        for path, module in walk(model):
-            shelf.modules[path] = module
-            prefix = f"{path}." if path else ""
-            for is_parameter, slots in ((True, module._parameters), (False, module._buffers)):
-                for name, tensor in slots.items():
-                    if tensor is None:
-                        continue
-                    place = places.setdefault(id(tensor), len(places))
-                    if place == len(shelf.tensors):
-                        shelf.tensors.append(tensor)
-                        shelf.names.append([prefix + name])
-                        shelf.parameters.append(is_parameter)
-                    else:
-                        shelf.names[place].append(prefix + name)
+        shelf, numbers = cls(model, dict(walk(model)), [], [], []), dict[int, int]()
+        tensors, names, again = shelf.tensors, shelf.names, dict[int, list[str]]()
+        for name, tensor, is_parameter in _slots(shelf.modules):
+            place = numbers.setdefault(id(tensor), len(tensors))
+            if place == len(tensors):
+                tensors.append(tensor)
+                names.append((name,))
+                shelf.parameters.append(is_parameter)
+            else:
+                again.setdefault(place, []).append(name)
+        for place, more in again.items():
+            names[place] = (*names[place], *more)
         return shelf
 
     @cached_property
@@ -91,15 +88,32 @@ class Shelf:
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module under every one of its paths; a module inside itself is not walked again."""
-    waiting: list[tuple[str, nn.Module, frozenset[int]]] = [("", model, frozenset())]
+    yield "", model
+    waiting = [("", iter(model._modules.items()), frozenset({id(model)}))]
     while waiting:
-        path, module, above = waiting.pop()
-        yield path, module
-        if module._modules:
-            above = above | {id(module)}
-            prefix = f"{path}." if path else ""
-            children = [(prefix + name, child, above) for name, child in module._modules.items() if child is not None]
-            waiting += [child for child in reversed(children) if id(child[1]) not in above]
+        prefix, children, above = waiting[-1]
+        for name, child in children:
+            if child is None or id(child) in above:
+                continue
+            path = prefix + name
+            yield path, child
+            if child._modules:
+                waiting.append((f"{path}.", iter(child._modules.items()), above | {id(child)}))
+                break
+        else:
+            waiting.pop()
+
+
+def _slots(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield every name with its tensor, and whether that is a Parameter."""
+    for path, module in modules.items():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield prefix + name, parameter, True
+        for name, buffer in module._buffers.items() if module._buffers else ():
+            if buffer is not None:
+                yield prefix + name, buffer, False
 
 
 def size_of(tensor: Tensor) -> int:
