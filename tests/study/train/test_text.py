@@ -73,6 +73,15 @@ def test_pydoc_is_the_text_of_the_standard_library():
     assert read.unknown_part < 0.1
 
 
+def test_shakespeare_comes_with_the_package():
+    read = read_corpus("shakespeare", kind="words", context=64)
+    assert read.source == "Hamlet, Macbeth, and Romeo and Juliet"
+    assert 90_000 < len(read.training) + len(read.held_out) < 130_000
+    assert {"Hamlet", "Macbeth", "Romeo"} & set(read.vocabulary)
+    characters = read_corpus("shakespeare", kind="characters", context=64)
+    assert characters.text(characters.training[:25].tolist()) == "HAMLET, PRINCE OF DENMARK"
+
+
 def test_a_file_called_pydoc_comes_first():
     Path("pydoc").write_text(TEXT)
     assert read_corpus("pydoc", kind="words", context=4).source == "pydoc"
@@ -96,8 +105,8 @@ def test_wrong_text_is_refused_by_name(case, golden):
 
 
 def test_a_name_that_is_no_file_says_so():
-    with pytest.raises(DataError, match="shakespeare"):
-        read_corpus("shakespeare", kind="words", context=64)
+    with pytest.raises(DataError, match="marlowe"):
+        read_corpus("marlowe", kind="words", context=64)
 
 
 def test_just_long_enough():

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from tied.study.train.refusal import PlanError
 
-PYDOC, DIGITS = "pydoc", "digits"
+PYDOC, SHAKESPEARE, DIGITS = "pydoc", "shakespeare", "digits"
 NETWORKS = ("lstm", "transformer")
 TOKENS = ("words", "characters")
 DENSE_SIZES, CONV_SIZES = (128, 16), (32, 8)
@@ -107,7 +107,9 @@ class LanguagePlan(Plan):
 
     kind: ClassVar[str] = "lm"
 
-    data: str = option(PYDOC, "pydoc (Python's own help texts), or a text file in UTF-8.")
+    data: str = option(
+        PYDOC, "pydoc (Python's own help texts), shakespeare (three tragedies), or a text file in UTF-8."
+    )
     tokens: str = option("words", "words or characters.")
     network: str = option("lstm", "lstm or transformer.")
     width: int = option(128, "Width of the embedding and of every layer.")

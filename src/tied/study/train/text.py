@@ -6,15 +6,17 @@ Owns: reading, tokens, and the split into windows. Must not know models. Read ne
 from __future__ import annotations
 
 import importlib
+import lzma
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import torch
 
-from tied.study.train.plan import PYDOC
+from tied.study.train.plan import PYDOC, SHAKESPEARE
 from tied.study.train.reading import unreadable
 from tied.study.train.refusal import DataError
 
@@ -73,7 +75,7 @@ def read_corpus(data: str, *, kind: str, context: int) -> Corpus:
     """Read a text and number its tokens.
 
     Args:
-        data: `"pydoc"` or a path.
+        data: `"pydoc"`, `"shakespeare"` or a path; a file of such a name comes first.
         kind: `"words"` (words, punctuation marks, line breaks) or `"characters"`.
         context: Tokens in a window; both parts must have some windows.
 
@@ -107,6 +109,9 @@ def _text(data: str) -> tuple[str, str]:
     if data == PYDOC and not path.exists():
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
         return "\n\n".join(topics[name] for name in sorted(topics)), "pydoc_data.topics of Python's standard library"
+    if data == SHAKESPEARE and not path.exists():
+        packed = (resources.files("tied.study") / "data" / "shakespeare.txt.xz").read_bytes()
+        return lzma.decompress(packed).decode(), "Hamlet, Macbeth, and Romeo and Juliet"
     try:
         return path.read_text(encoding="utf-8-sig"), str(path)
     except OSError as error:
