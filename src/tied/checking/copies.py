@@ -92,7 +92,7 @@ def _samples(tensors: list[Tensor]) -> np.ndarray[Any, Any]:
     """Return a few numbers of each tensor, from places that a transposition leaves where they are."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        shapes.setdefault(tuple(tensor.shape), []).append(index)
+        shapes.setdefault(tensor.shape, []).append(index)
     rows = np.empty((len(tensors), SAMPLES), np.float64)
     with torch.no_grad():
         for shape, indices in shapes.items():

@@ -44,9 +44,10 @@ def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:
 def _candidates(seen: Seen, judged: Collection[str]) -> tuple[list[str], list[Tensor]]:
     """Return the Parameters, one for each memory."""
     again = {place for places in seen.shelf.joined for place in places[1:]}
-    slots = zip(seen.shelf.names, seen.shelf.tensors, seen.shelf.parameters, strict=True)
-    chosen = [(n[0], t) for place, (n, t, own) in enumerate(slots) if own and place not in again and n[0] not in judged]
-    return [name for name, _ in chosen], [tensor for _, tensor in chosen]
+    names, tensors = seen.shelf.names, seen.shelf.tensors
+    own = [place for place, is_parameter in enumerate(seen.shelf.parameters) if is_parameter and place not in again]
+    chosen = [place for place in own if names[place][0] not in judged] if judged else own
+    return [names[place][0] for place in chosen], [tensors[place] for place in chosen]
 
 
 def _expression(source: str, copy: Copy) -> str:

@@ -129,12 +129,11 @@ def _several(shelf: Shelf, target: str, sources: list[str], expression: Expressi
 
 def count(shelf: Shelf) -> tuple[int, int]:
     """Return how many numbers the Parameters hold, and how many bytes all tensors; overlaps are counted once."""
-    numbers = size = 0
-    inside = {place for places in shelf.joined for place in places}
-    for place, (own, bytes_of_it) in enumerate(shelf.sizes):
-        if place not in inside:
-            numbers, size = numbers + own * shelf.parameters[place], size + bytes_of_it
+    numbers = sum(own for (own, _), is_parameter in zip(shelf.sizes, shelf.parameters, strict=True) if is_parameter)
+    size = sum(each for _, each in shelf.sizes)
     for places in shelf.joined:
+        numbers -= sum(shelf.sizes[place][0] for place in places if shelf.parameters[place])
+        size -= sum(shelf.sizes[place][1] for place in places)
         tensors = [shelf.tensors[place] for place in places]
         own = [tensor for tensor, place in zip(tensors, places, strict=True) if shelf.parameters[place]]
         all_of_it = union(tensors)
