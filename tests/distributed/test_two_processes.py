@@ -14,13 +14,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from corpus import CASES, Case
+from corpus import CASES, MAIN, Case
 from torch import nn
 
 import tied
 
-BOTH = [c for c in CASES if str(c) in ("Autoencoder-encoder.weight.T", "LanguageModel-embed.weight")]
-SUMMED = [c for c in CASES if c.source == "2 * encoder.weight.T"]
+TIES = [*MAIN, *(c for c in CASES if c.model.__name__ == "LanguageModel" and c.source.endswith("]") and c not in MAIN)]
 
 
 def _shard(model: nn.Module, *groups: object) -> nn.Module:
@@ -64,7 +63,9 @@ def _mean_loss(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _trained(model: nn.Module, case: Case, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.1)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.1)
+    if case.model.__name__ == "Transformer":  # a key's bias has no gradient but rounding, which Adam would blow up
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.1)
     for step in range(3):
         optimizer.zero_grad()
         _mean_loss(model, pick(case.inputs(step)[:4])).backward()
@@ -74,7 +75,7 @@ def _trained(model: nn.Module, case: Case, pick: Callable[[torch.Tensor], torch.
 def _tied(case: Case) -> nn.Module:
     model = case.build()
     for name in ("delta", "left", "right", "vector", "extra"):  # spare parameters: DDP wants every one used
-        if hasattr(model, name):
+        if hasattr(model, name) and name not in case.source:
             delattr(model, name)
     tied.tie(model, case.target, case.source)
     return model
@@ -88,7 +89,7 @@ def _one_way(rank: int, way: str, folder: str) -> None:
     warnings.simplefilter("ignore")  # torch's own, about gloo and CPUs
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{way}", rank=rank, world_size=2)
-    for case in [*BOTH, *SUMMED]:
+    for case in TIES:
         model, alone = _tied(case), _tied(case)
         wrapped = WAYS[way](model)
         _trained(alone, case, lambda x: x)
