@@ -129,6 +129,9 @@ def _cases() -> Iterator[Case]:
         ("layers.1.self_attn.in_proj_weight", "layers.0.self_attn.in_proj_weight.roll(1, 0)"): lambda t: t[
             "layers.0.self_attn.in_proj_weight"
         ].roll(1, 0),
+        ("layers.0.self_attn.out_proj.weight", "layers.0.self_attn.in_proj_weight[:4]"): lambda t: t[
+            "layers.0.self_attn.in_proj_weight"
+        ][:4],
     }
     yield from (Case(Transformer, target, source, oracle) for (target, source), oracle in inner.items())
 
@@ -143,6 +146,7 @@ MAIN = [case for case in CASES if str(case) in {
     "LanguageModel-cat([embed.weight[2:], extra], 0)",
     "Transformer-embed.weight",
     "Transformer-layers.0.linear1.weight.T",
+    "Transformer-layers.0.self_attn.in_proj_weight[:4]",
 }]  # fmt: skip
 
 
