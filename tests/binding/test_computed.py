@@ -180,3 +180,21 @@ def test_the_refusal_of_a_write_says_what_the_source_is() -> None:
     model = tied_to_computed("own", "encoder.weight.T")
     with pytest.raises(tied.InverseError, match="found:    a parametrization: "):
         model.decoder.weight.zero_()
+
+
+class Refusing(Halve):
+    def right_inverse(self, value: Tensor) -> Tensor:
+        assert not value.isnan().any()
+        raise AssertionError
+
+
+@torch.no_grad()
+def test_a_right_inverse_may_raise_anything() -> None:
+    model = Stack().double()
+    tied.tie(model, "decoder.weight", "encoder.weight.T")
+    parametrize.register_parametrization(model.encoder, "weight", Halve())
+    model.encoder.parametrizations.weight[0].__class__ = Refusing
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(tied.InverseError, match="found:    a parametrization: AssertionError"):
+        model.decoder.weight.zero_()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())

@@ -69,9 +69,10 @@ def write_attribute(module: nn.Module, name: str, value: Tensor) -> None:
         setattr(module, name, value)
         if not torch.allclose(cast(Tensor, read_attribute(module, name)), value, equal_nan=True):
             raise ValueError("the parametrization makes another value of it")
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever somebody's right inverse raises
         undo()
-        raise _not_writable(module, name, f"a parametrization: {str(error).splitlines()[0]}") from error
+        words = str(error).splitlines() or [type(error).__name__]
+        raise _not_writable(module, name, f"a parametrization: {words[0]}") from error
 
 
 def _snapshot(parametrization: nn.Module) -> Callable[[], None]:
