@@ -20,8 +20,9 @@ from torch.nn import Parameter
 from tied.algebra import Expression, Ref, parse, ref, show_address
 from tied.checking.declared import pairs
 from tied.checking.memory import overlapping
-from tied.checking.relation import OVERLAP, relation
+from tied.checking.relation import relation
 from tied.checking.replica import reach
+from tied.checking.report import OVERLAP
 from tied.errors import AddressError, SharingError, nearest
 from tied.ledger import cuts, entries, links
 

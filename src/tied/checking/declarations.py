@@ -17,8 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
 from tied.checking.groups import group_of, suffix
-from tied.checking.relation import OVERLAP
-from tied.checking.report import IDENTITY, Finding, Group, State, expression, quoted
+from tied.checking.report import IDENTITY, OVERLAP, Finding, Group, State, expression, quoted
 from tied.checking.rules import finding
 from tied.checking.shelf import Shelf
 from tied.ledger import cuts

@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression, Ref, show_address
 from tied.checking.memory import pieces
-from tied.checking.relation import OVERLAP, relation
-from tied.checking.report import IDENTITY, Group, State
+from tied.checking.relation import relation
+from tied.checking.report import IDENTITY, OVERLAP, Group, State
 from tied.checking.shelf import Shelf, size_of as size_of
 from tied.ledger import Tie, entries
 

@@ -11,9 +11,8 @@ from itertools import permutations
 from torch import Tensor
 
 from tied.checking.memory import Piece, pieces
-from tied.checking.report import IDENTITY
+from tied.checking.report import IDENTITY, OVERLAP
 
-OVERLAP = "overlap"
 _MOST_DIMS = 4  # a relation of more dimensions is sought in their own order only
 
 

@@ -15,7 +15,7 @@ State = Literal["tied", "half-tied", "equal", "drifted", "called", "declared"]
 Severity = Literal["error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-IDENTITY = "identity"
+IDENTITY, OVERLAP = "identity", "overlap"
 SCHEMA_VERSION = 1
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tied.algebra import Expression, Ref, parse
 from tied.checking.memory import overlapping
-from tied.checking.relation import OVERLAP, relation
-from tied.checking.report import IDENTITY
+from tied.checking.relation import relation
+from tied.checking.report import IDENTITY, OVERLAP
 from tied.files.ledger import name_of, reference
 
 

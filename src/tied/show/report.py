@@ -12,8 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tied.checking.relation import OVERLAP
-from tied.checking.report import SEVERITIES, Finding, Group, Report, expression
+from tied.checking.report import OVERLAP, SEVERITIES, Finding, Group, Report, expression
 from tied.checking.rules import RULES
 from tied.show.page import Code, Heading, Paragraph, Part, page, part_to_html
 from tied.show.report_machines import harmless, to_github as to_github, to_sarif as to_sarif
