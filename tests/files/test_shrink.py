@@ -291,6 +291,17 @@ def test_a_pt_becomes_safetensors(tmp_path):
     assert set(load_file(tmp_path / "c.safetensors")) == set(state)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_only_a_key_that_nests_is_taken_off(nested, tmp_path):
+    """`model.` may be the beginning of every name of a flat state dict, and is part of the names then."""
+    weight = torch.rand(8, 4)
+    state = {"embed.weight": weight, "head.weight": weight.clone()}
+    flat = {f"model.{name}": tensor for name, tensor in state.items()}
+    torch.save({"model": state} if nested else flat, tmp_path / "a.pt")
+    shrink(tmp_path / "a.pt", tmp_path / "b.safetensors")
+    assert same(load_all(tmp_path / "b.safetensors"), state if nested else flat)
+
+
 @pytest.mark.parametrize(
     "tensor", [torch.rand(3, dtype=torch.complex128), torch.eye(3).to_sparse(), torch.ones(1).expand(10**12)]
 )

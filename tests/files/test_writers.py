@@ -22,7 +22,10 @@ from tied.files import expand, load_file as load_all, shrink
 from tied.files.audit import audit
 
 FAST = {"LlamaForCausalLM", "T5ForConditionalGeneration"}
-ROUND_TRIP_FAILS = {"FunnelForMaskedLM"}  # its own save_pretrained too: a row of the embedding is zeroed on loading
+ROUND_TRIP_FAILS = {  # of its own save_pretrained too
+    "FunnelForMaskedLM",  # a row of the embedding is zeroed on loading
+    "MarianMTModel",  # the positions are not written, and computed anew
+}
 EACH = pytest.mark.parametrize(
     "architecture", [pytest.param(a, id=str(a), marks=() if str(a) in FAST else pytest.mark.slow) for a in ZOO]
 )

@@ -5,9 +5,10 @@ Owns: the choice of what goes. Must not search (`survey.py`) nor write (`rewriti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from tied.files.duplicates import IDENTITY
 from tied.files.ledger import KEY, Equation, Kind, Ledger, name_of, reference, source_of
 from tied.files.pickled import PickledTensor
 from tied.files.promises import head_and_embedding
-from tied.files.reader import Stored
+from tied.files.reader import OneFile, Stored
 from tied.files.refusal import refuse, shown
 from tied.files.rewriting import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
 from tied.files.survey import Survey, survey
@@ -88,7 +89,7 @@ class _Plan:
         _refuse_unclear(seen)
         self.left_out = seen.storages.optimizer if seen.storages else frozenset[str]()
         self.places = {name: file for name, file in in_data_order(self.checkpoint).items() if name not in self.left_out}
-        self.prefix = _common_prefix(self.places) if seen.storages else ""
+        self.prefix = _usual_key(self.places, self.checkpoint.files)
         self.new = {self.named(name): name for name in self.places}  # each with the old name
         self.ties = self.declared()
         ledger = seen.ledger
@@ -264,12 +265,15 @@ def _can_be_told(stored: Stored, transform: str) -> bool:
     return not transform or (torch_dtype(stored.dtype) is not None and BITS[stored.dtype] >= 8)
 
 
-def _common_prefix(names: Mapping[str, str]) -> str:
-    """Return the usual key under which all names of a `.pt` are nested, with its dot."""
-    for key in NESTED:
-        if names and all(name.startswith(f"{key}.") for name in names):
-            return f"{key}."
-    return ""
+def _usual_key(names: Mapping[str, str], files: Sequence[OneFile]) -> str:
+    """Return the usual key under which all tensors of a `.pt` are nested, with its dot.
+
+    A flat state dict may have names that all begin so, and keeps them.
+    """
+    tree = files[0].loaded if len(files) == 1 else None
+    inside = cast("Mapping[Any, Any]", tree) if isinstance(tree, Mapping) else {}
+    nested = (f"{key}." for key in NESTED if isinstance(inside.get(key), Mapping))
+    return next((prefix for prefix in nested if names and all(name.startswith(prefix) for name in names)), "")
 
 
 def _safetensors_name(path: Path) -> str:
