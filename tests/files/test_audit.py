@@ -16,7 +16,7 @@ from tied.files import duplicates, fingerprint
 from tied.files.audit import audit
 from tied.files.compare import meet, same_elements, split
 from tied.files.duplicates import Search, buckets
-from tied.files.fingerprint import Fingerprints, orders
+from tied.files.fingerprint import Fingerprints, column_sums, orders
 from tied.files.reader import open_checkpoint
 from tied.files.slices import find_rows
 from tied.files.workers import Workers
@@ -215,20 +215,42 @@ def test_sums_are_those_of_every_transposition(dtype, shape):
 def test_sums_are_what_they_say():
     """By hand, in Python's integers: the sum of all elements, times the weights of their places, modulo 2**64."""
     prints, words = Fingerprints(3), np.random.default_rng(0).integers(0, 2**32, (70, 50), np.uint32)
-    left, right = (prints.weights(axis, 0, n).astype(object) for axis, n in ((1, 70), (0, 50)))
-    for number in range(fingerprint.SUMS):
-        by_hand = int(left[number] @ words.view(np.int32).astype(object) @ right[number]) % 2**64
-        assert prints.sums(words, (1, 0))[number] == by_hand
+    (left, _), (right, _) = (prints.weights(axis, 0, n).astype(object) for axis, n in ((1, 70), (0, 50)))
+    (sum_,) = prints.sums(words, (1, 0))
+    assert sum_ == int(left @ words.astype(object) @ right) % 2**64
     parts = [prints.sums(words, (1, 0), slice(a, b)) for a, b in ((0, 1), (1, 33), (33, 70))]
-    assert tuple(sum(part) % 2**64 for part in zip(*parts, strict=True)) == prints.sums(words, (1, 0))
+    assert sum(part for (part,) in parts) % 2**64 == sum_
 
 
-def test_sums_are_exact_where_they_are_largest():
-    """Many rows of the largest number: rounding would make the sums depend on the order of the rows."""
-    prints, words = Fingerprints(3), np.full((300_000, 2), (1 << 31) + 1, np.uint32)
-    rows, columns = (prints.weights(axis, 0, n).astype(object) for axis, n in ((1, 300_000), (0, 2)))
-    by_hand = [int(rows[i].sum() * columns[i].sum()) * (1 - (1 << 31)) % 2**64 for i in range(fingerprint.SUMS)]
-    assert prints.sums(words, (1, 0)) == tuple(by_hand)
+def test_tensors_of_more_axes_have_two_sums():
+    prints, words = Fingerprints(3), np.random.default_rng(0).integers(0, 2**16, (7, 6, 5), np.uint16)
+    weights = [prints.weights(axis, 0, n).astype(object) for axis, n in ((2, 7), (0, 6), (1, 5))]
+    for number, found in enumerate(prints.sums(words, (2, 0, 1))):
+        by_hand = words.astype(object)
+        for each in weights:
+            by_hand = np.tensordot(each[number], by_hand, 1)
+        assert found == int(by_hand) % 2**64
+    assert len(prints.sums(words, (2, 0, 1))) == fingerprint.SUMS == 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize("columns", [*range(1, 20), 1001])
+def test_packed_sums_are_those_of_single_words(dtype, columns):
+    """In Python's integers, with the largest words and weights; the rows begin at all alignments."""
+    largest = np.iinfo(dtype).max
+    words = np.random.default_rng(columns).integers(largest // 2, largest, (9, columns + 3), dtype, endpoint=True)
+    words[4] = largest
+    weights = np.array([2**64 - 1, 2**63, *range(7)], np.uint64)
+    for part in (words[:, :columns], words[:, 3:], np.ascontiguousarray(words[:, 1 : columns + 1])):
+        by_hand = weights.astype(object) @ part.astype(object) % 2**64
+        assert column_sums(part, weights).tolist() == by_hand.tolist()
+
+
+def test_wide_tensors_are_summed_piece_by_piece(monkeypatch):
+    prints, words = Fingerprints(3), np.random.default_rng(0).integers(0, 2**32, (7, 1000), np.uint32)
+    whole = prints.sums(words, (0, 1))
+    monkeypatch.setattr(fingerprint, "_WIDE", 96)
+    assert prints.sums(words, (0, 1)) == whole
 
 
 @pytest.mark.parametrize("change", [1, 1 << 15, 1 << 16, 1 << 31], ids=hex)
@@ -253,6 +275,24 @@ def test_a_false_sum_is_found_out_by_proof(path, monkeypatch):
     monkeypatch.setattr(Fingerprints, "sums", lambda self, words, order, rows=None: (0, 0))
     assert found_pairs(path) == {("one", "other")}
     assert found_pairs(path, prove=True) == set()
+
+
+def test_proof_tells_candidates_apart_piece_by_piece(path, monkeypatch):
+    """Four that the samples cannot tell apart, two by two the same, two of them different in their last rows only."""
+    one = bits(60, 70)
+    other = one.clone()
+    other[-1, -1] += 1
+    save_file({"one": one, "other": other, "one.T": one.T.contiguous(), "other.T": other.T.contiguous()}, path)
+    monkeypatch.setattr(Fingerprints, "sample", lambda self, words, order: b"alike" * 13)
+    monkeypatch.setattr("tied.files.duplicates.RANGE", 1000)
+    assert found_pairs(path, prove=True) == {("one", "one.T"), ("other", "other.T")}
+
+
+def test_rows_are_those_of_the_largest_tensor(path):
+    large = bits(90, 8)
+    save_file({"part": large[20:30], "middle": large[10:50], "large": large}, path)
+    found = [(one.names[0], one.names[1:], one.transforms[1:]) for one in audit(path).groups]
+    assert found == [("large", ("middle", "part"), ("[10:50]", "[20:30]"))]
 
 
 def test_splitting_and_meeting():

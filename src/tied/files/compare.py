@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 TILE = 1 << 18  # of the first of a set; the others are compared with it while it is in the cache
 RANGE = 1 << 25  # of one piece of work
-BLOCK = 256
+BLOCK = 250  # not a power of two: rows of a block would fall into few sets of the cache
 
 _memcmp = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -103,13 +103,17 @@ def meet(many: Sequence[Sets]) -> Sets:
 
 
 def same_elements(one: Array, other: Array) -> bool:
-    """Compare two arrays of one shape element by element, however they lie in memory, block by block."""
+    """Compare two arrays of one shape element by element, however they lie in memory, block by block.
+
+    A block of the second is first copied as it lies: its rows may be so far apart that they would chase each other
+    out of the cache.
+    """
     if one.ndim < 2:
         return bool(np.array_equal(one, other))
     if one.ndim > 2:
         return all(same_elements(a, b) for a, b in zip(one, other, strict=True))
     return all(
-        np.array_equal(one[i : i + BLOCK, j : j + BLOCK], other[i : i + BLOCK, j : j + BLOCK])
+        np.array_equal(one[i : i + BLOCK, j : j + BLOCK], np.array(other[i : i + BLOCK, j : j + BLOCK], order="K"))
         for i in range(0, one.shape[0], BLOCK)
         for j in range(0, one.shape[1], BLOCK)
     )

@@ -10,7 +10,7 @@ of a tensor whose shape no other one has, whatever the order of sizes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
@@ -117,20 +117,38 @@ class Search:
         return lambda: [[part[i] for i in places] for places in meet([w.result() for w in work])] if work else [part]
 
     def join(self, sets: _Sets) -> Callable[[], _Sets]:
-        """Start to sum up the first of each set, and join the sets whose sums agree."""
+        """Start to join the sets whose firsts lie in different orders and are the same, by their sums or elements."""
         if len({members[0].order for members in sets}) < 2:
             return lambda: sets
+        if self.prove:
+            return lambda: list(self.proven(sets))
         work = [self.sum_up(members[0]) for members in sets]
 
         def finish() -> _Sets:
-            found: dict[tuple[int, ...], _Sets] = {}
+            found: dict[tuple[int, ...], list[_Member]] = {}
             for members, parts in zip(sets, work, strict=True):
                 sums = zip(*(part.result() for part in parts), strict=True)
-                found.setdefault(tuple(sum(one) % 2**64 for one in sums), []).append(members)
-            wholes = chain.from_iterable(map(_proven, found.values())) if self.prove else found.values()
-            return [list(chain.from_iterable(whole)) for whole in wholes]
+                found.setdefault(tuple(sum(one) % 2**64 for one in sums), []).extend(members)
+            return list(found.values())
 
         return finish
+
+    def proven(self, sets: _Sets) -> Iterator[list[_Member]]:
+        """Join the sets whose elements are the same: all that are like the first of them, then of those left over."""
+        while sets:
+            first, *others = sets
+            work = [self.same(first[0], members[0]) for members in others]
+            alike = [all(part.result() for part in parts) for parts in work]
+            yield [*first, *chain.from_iterable(members for members, same in zip(others, alike, strict=True) if same)]
+            sets = [members for members, same in zip(others, alike, strict=True) if not same]
+
+    def same(self, one: _Member, other: _Member) -> list[Future[Any]]:
+        """Start to compare two tensors element by element, piece by piece."""
+        first, second = laid(one.words, one.order), laid(other.words, other.order)
+        return [
+            self.workers.start(first.nbytes, same_elements, first[rows], second[rows])
+            for rows in rows_per(first, RANGE)
+        ]
 
     def sum_up(self, member: _Member) -> list[Future[Any]]:
         """Start to sum up a tensor, piece by piece."""
@@ -166,20 +184,6 @@ def _by_order(group: list[_Member]) -> _Sets:
     for member in group:
         found.setdefault(member.order, []).append(member)
     return list(found.values())
-
-
-def _proven(sets: _Sets) -> list[_Sets]:
-    """Split sets whose sums agree into those whose elements do."""
-    found: list[_Sets] = []
-    for members in sets:
-        view = laid(members[0].words, members[0].order)
-        for known in found:
-            if same_elements(laid(known[0][0].words, known[0][0].order), view):
-                known.append(members)
-                break
-        else:
-            found.append([members])
-    return found
 
 
 def _rank(name: str, place: Mapping[str, int]) -> tuple[bool, int]:

@@ -7,10 +7,11 @@ Read next: `duplicates.py`.
 nothing is missed; unequal ones seldom do.
 
 **Sums** settle candidates that lie in memory in different orders. For a matrix `U` of words and random vectors
-`r`, `c` the number `rᵀUc` is found in one sequential pass over the rows, and `cᵀUᵀr` is the same number
-(R. Freivalds, "Probabilistic machines can use less running time", IFIP 1977). Two different tensors of `n` axes
-have the same two sums with probability below `(n / 2¹⁵)²`, whatever the tensors are, because the weights are drawn
-anew for each audit: 16 bits each, summed exactly along the first axis, modulo 2⁶⁴ along the others.
+`r`, `c` the number `rᵀUc` is found in one walk over the rows, and `cᵀUᵀr` is the same number (R. Freivalds,
+"Probabilistic machines can use less running time", IFIP 1977). All is modulo 2⁶⁴, with weights of 64 bits that are
+drawn anew for each audit. Where a difference is `2ᵗ` times something odd, `t < 32`, contracting an axis leaves
+`2ᵗ⁺ᵏ` or more of it with probability `2⁻ᵏ`; so two different matrices have one sum with probability below
+`(65 - t) / 2⁶⁴⁻ᵗ < 4e-9`, whatever they are, and tensors of more axes, of which two sums are taken, below 1e-10.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from numpy.typing import NDArray
 from tied.files.reader import Words
 
 SAMPLES = 64
-SUMS = 2
+SUMS = 2  # of a tensor with more than two axes
 MOST_ORDERS = 24
 CHUNK = 1 << 16  # weights drawn at once
 UNIT = 10_000  # the axis of the two halves of an eight-byte word
-_WIDE, _ROWS, _EXACT = 8192, 16, 64  # a tile of a megabyte; 31 + 15 + 6 bits fit the 53 of a double
+_WIDE = 1 << 20  # columns
 
 Order = tuple[int, ...]
 """Which axis of the canonical tensor each axis of a tensor is."""
@@ -100,13 +101,13 @@ class Fingerprints:
         draw = np.random.default_rng([self.seed, 3, nbytes])
         return [0, *(8 * draw.integers(0, max(nbytes // 8, 1), count - 1)).tolist()] if nbytes >= 8 else [0]
 
-    def _weights(self, axis: int, chunk: int) -> NDArray[np.int64]:
+    def _weights(self, axis: int, chunk: int) -> NDArray[np.uint64]:
         draw = np.random.default_rng([self.seed, 2, axis, chunk])
-        return draw.integers(-(1 << 15), 1 << 15, (SUMS, CHUNK))
+        return draw.integers(0, 1 << 64, (SUMS, CHUNK), np.uint64)
 
-    def weights(self, axis: int, start: int, stop: int) -> NDArray[np.int64]:
+    def weights(self, axis: int, start: int, stop: int) -> NDArray[np.uint64]:
         """Return the weights of places along a canonical axis: shape `(SUMS, stop - start)`."""
-        pieces: list[NDArray[np.int64]] = []
+        pieces: list[NDArray[np.uint64]] = []
         for chunk in range(start // CHUNK, -(-stop // CHUNK)):
             first = chunk * CHUNK
             pieces.append(self._chunk(axis, chunk)[:, max(start - first, 0) : stop - first])
@@ -124,23 +125,26 @@ class Fingerprints:
         """
         units, axes = _units(words)
         axes = (*order, *axes)
-        first, last, _ = rows.indices(units.shape[0])
-        weights = self.weights(axes[0], first, last).astype(np.float64)
-        flat = units.reshape(units.shape[0], -1)[first:last]
-        total = np.zeros(SUMS, np.uint64)
+        first, last, _ = rows.indices(len(units))
+        many = SUMS if units.ndim > 2 else 1
+        weights = self.weights(axes[0], first, last)[:many]
+        flat = units.reshape(len(units), -1)[first:last]
+        total = [0] * many
         for start in range(0, flat.shape[1], _WIDE):
             stop = min(start + _WIDE, flat.shape[1])
             columns = self._columns(axes[1:], units.shape[1:], start, stop)
-            total += (_down(flat[:, start:stop], weights).view(np.uint64) * columns.view(np.uint64)).sum(axis=1)
-        return tuple(map(int, total))
+            for number in range(many):
+                down = column_sums(flat[:, start:stop], weights[number])
+                total[number] += int(np.einsum("j,j", down, columns[number]))
+        return tuple(one % 2**64 for one in total)
 
-    def _columns(self, axes: Order, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.int64]:
+    def _columns(self, axes: Order, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.uint64]:
         """Return the products of the weights of all axes but the first, for a range of columns."""
         if not axes:
-            return np.ones((SUMS, stop - start), np.int64)
+            return np.ones((SUMS, stop - start), np.uint64)
         if len(axes) == 1:
-            return np.ascontiguousarray(self.weights(axes[0], start, stop))
-        product = np.ones((SUMS, stop - start), np.int64)
+            return self.weights(axes[0], start, stop)
+        product = np.ones((SUMS, stop - start), np.uint64)
         places = np.unravel_index(np.arange(start, stop), shape)
         for axis, place in zip(axes, places, strict=True):
             low = int(place.min())
@@ -149,27 +153,40 @@ class Fingerprints:
 
 
 def _units(words: Words) -> tuple[NDArray[Any], Order]:
-    """Return words of at most four bytes, signed where that is faster to convert, and the axis that splitting added."""
+    """Return words of at most four bytes, and the axis that splitting longer ones added."""
     words = words.squeeze()
     if words.dtype.itemsize == 8:
-        return words.reshape(*words.shape, 1).view(np.int32), (UNIT,)
-    return words.view(np.int32) if words.dtype.itemsize == 4 else words, ()
+        return words.reshape(*words.shape, 1).view(np.uint32), (UNIT,)
+    return words, ()
 
 
-def _down(tile: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the exact weighted sums down the columns: shape `(SUMS, columns)`."""
-    rows, columns = tile.shape
-    buffer = np.empty((min(_ROWS, rows), columns))
-    exact, total = np.zeros((SUMS, columns)), np.zeros((SUMS, columns), np.int64)
-    for start in range(0, rows, _ROWS):
-        part = buffer[: min(_ROWS, rows - start)]
-        np.copyto(part, tile[start : start + _ROWS])
-        for number, one in enumerate(weights):
-            exact[number] += np.einsum("i,ij->j", one[start : start + _ROWS], part)
-        if (start + _ROWS) % _EXACT == 0 or start + _ROWS >= rows:
-            total += exact.astype(np.int64)
-            exact[:] = 0
-    return total
+def column_sums(words: Words, weights: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return `weights @ words` modulo 2⁶⁴, several words at a time.
+
+    Eight bytes are the number `w₀ + 2ᵇw₁ + 2²ᵇw₂ …` of words of `b` bits. Of the weighted sums `y` of such numbers,
+    taken at every column, that of a word alone is `x[j] = y[j] - 2ᵇ y[j + 1]`. No word is widened in memory.
+
+    Args:
+        words: Of at most four bytes; shape `(rows, columns)`, the columns next to each other in memory.
+        weights: Shape `(rows,)`.
+
+    Example:
+        >>> column_sums(np.arange(6, dtype=np.uint16).reshape(2, 3), np.array([1, 10], np.uint64))
+        array([30, 41, 52], dtype=uint64)
+    """
+    columns, size = words.shape[1], words.dtype.itemsize
+    packed = 8 // size
+    alone = min(columns, packed)  # no eight bytes begin at the last columns, nor after them
+    sums = np.empty(columns, np.uint64)
+    sums[columns - alone :] = np.einsum("i,ij->j", weights, words[:, columns - alone :].astype(np.uint64))
+    if columns > packed:
+        together = np.empty(columns - packed + 1, np.uint64)
+        for first in range(packed):
+            whole = (columns - first) // packed * packed
+            numbers = words[:, first : first + whole].view(np.uint64)
+            together[first::packed] = np.einsum("i,ij->j", weights, numbers)
+        sums[: columns - packed] = together[:-1] - (together[1:] << np.uint64(8 * size))
+    return sums
 
 
 def rows_per(words: Words, nbytes: int) -> Iterator[slice]:

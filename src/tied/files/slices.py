@@ -11,6 +11,7 @@ numbers and vectors of integers: equal counts and positions are no news.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ LEAST_VECTOR = 32
 TRIED = 8  # places of a row, and rows, that are tried for one that tells
 MOST_HITS = 64
 CHUNK = 1 << 18
+PAGE = 64  # bytes that reading a few of them costs
 FLOATS = ("F", "B", "C")
 Keys = NDArray[np.unsignedinteger[Any]]
 
@@ -58,12 +60,12 @@ class _Probe(NamedTuple):
 def find_rows(tensors: Mapping[str, Stored], *, workers: Workers, prints: Fingerprints) -> list[Rows]:
     """Return the tensors that are rows of a larger one, each with the largest of those, in their order."""
     place = {name: number for number, name in enumerate(tensors)}
-    work = [workers.start(_size(bucket), _in_bucket, bucket, prints) for bucket in _buckets(tensors)]
-    return sorted((rows for one in work for rows in one.result()), key=lambda rows: place[rows.part])
-
-
-def _size(bucket: Mapping[str, Stored]) -> int:
-    return sum(stored.nbytes for stored in bucket.values())
+    work = [piece for bucket in _buckets(tensors) for piece in _start(bucket, workers, prints)]
+    found: dict[str, Rows] = {}
+    for piece in work:
+        for rows in piece.result():
+            found.setdefault(rows.part, rows)
+    return sorted(found.values(), key=lambda rows: place[rows.part])
 
 
 def _buckets(tensors: Mapping[str, Stored]) -> Iterator[dict[str, Stored]]:
@@ -83,24 +85,23 @@ def _tells(stored: Stored) -> bool:
     return bool(stored.shape)
 
 
-def _in_bucket(bucket: Mapping[str, Stored], prints: Fingerprints) -> list[Rows]:
+def _start(bucket: Mapping[str, Stored], workers: Workers, prints: Fingerprints) -> Iterator[Future[list[Rows]]]:
+    """Start to look for the parts of each tensor of a bucket, in the order of their sizes, the largest first."""
     contiguous = {name: np.ascontiguousarray(stored.words()) for name, stored in bucket.items()}
     by_rows = sorted(contiguous, key=lambda name: -contiguous[name].shape[0])
-    least = contiguous[by_rows[-1]].shape[0]
+    most, least = (contiguous[name].shape[0] for name in (by_rows[0], by_rows[-1]))
     places = prints.row_places(contiguous[by_rows[0]][0].nbytes, TRIED)
     probes: dict[int, list[_Probe]] = {}
-    most = contiguous[by_rows[0]].shape[0]
     for name, words in contiguous.items():
         if words.shape[0] < most and (found := _probe(words, places)):
             probes.setdefault(found[0], []).append(_Probe(name, words, found[1]))
-    rows: dict[str, Rows] = {}
     for whole in by_rows:
-        if contiguous[whole].shape[0] == least:
+        words = contiguous[whole]
+        if words.shape[0] == least:
             break
         for at, several in probes.items():
-            wanted = [p for p in several if p.name not in rows and p.words.shape[0] < contiguous[whole].shape[0]]
-            rows |= {found.part: found for found in _search(whole, contiguous[whole], wanted, at)}
-    return list(rows.values())
+            wanted = [probe for probe in several if probe.words.shape[0] < words.shape[0]]
+            yield workers.start(words.shape[0] * PAGE, _search, whole, words, wanted, at)
 
 
 def keys(words: Words, at: int) -> Keys:
@@ -123,14 +124,14 @@ def _probe(words: Words, places: Sequence[int]) -> tuple[int, int] | None:
     return None
 
 
-def _search(whole: str, words: Words, probes: Sequence[_Probe], at: int) -> Iterator[Rows]:
-    """Yield the parts that lie in one tensor."""
+def _search(whole: str, words: Words, probes: Sequence[_Probe], at: int) -> list[Rows]:
+    """Return the parts that lie in one tensor."""
     if not probes:
-        return
+        return []
     wanted = np.array([keys(probe.words, at)[probe.row] for probe in probes])
     order = np.argsort(wanted, kind="stable")
     ranked, tried = wanted[order], dict.fromkeys(range(len(probes)), 0)
-    found: set[int] = set()
+    found: dict[int, Rows] = {}
     present = keys(words, at)
     for start in range(0, len(present), CHUNK):
         chunk = present[start : start + CHUNK]
@@ -144,8 +145,8 @@ def _search(whole: str, words: Words, probes: Sequence[_Probe], at: int) -> Iter
                 if number in found or tried[number] > MOST_HITS or begin < 0 or end > len(words):
                     continue
                 if same_bytes(words[begin:end], probe.words):
-                    found.add(number)
-                    yield Rows(probe.name, whole, begin, end)
+                    found[number] = Rows(probe.name, whole, begin, end)
+    return list(found.values())
 
 
 def _alike(ranked: Keys, order: NDArray[np.int64], low: int) -> Iterator[int]:
