@@ -14,9 +14,13 @@ from tied.checking.rules import finding
 
 BASE, ORIGINAL, TRAINED = ".base_layer.", ".original_module.", ".modules_to_save."
 
+_WRAPPED = (BASE.rstrip("."), ORIGINAL.rstrip("."))
+
 
 def look_at_adapters(seen: Seen) -> Iterator[Finding]:
     """Yield where an adapter sits on shared memory."""
+    if not any(path.endswith(_WRAPPED) for path in seen.shelf.modules):
+        return
     for group in seen.groups:
         adapted = [name for name in group.names if BASE in name and _has_adapter(seen, name)]
         others = [name for name in group.names if name not in adapted]

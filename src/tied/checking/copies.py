@@ -10,7 +10,6 @@ samples there, or proportional ones. Only what agrees in the samples is compared
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,14 +72,9 @@ def _kinds(tensors: Sequence[Tensor]) -> dict[Kind, list[int]]:
 
 def _same_size(tensors: Sequence[Tensor], places: list[int]) -> Iterator[Copy]:
     """Yield copies among tensors whose shapes have the same sizes, in whichever order."""
-    samples = _samples([tensors[place] for place in places])
-    leaders: dict[Hashable, list[int]] = {}
-    rows = _directions(samples)
-    times = Counter(rows)
-    for row, place in zip(rows, places, strict=True):
-        if row is None or times[row] == 1:
-            continue
-        bucket = leaders.setdefault(row, [])
+    leaders: dict[int, list[int]] = {}
+    for index, key in _repeated(_directions(_samples([tensors[place] for place in places]))):
+        bucket, place = leaders.setdefault(key, []), places[index]
         copy = next((c for first in bucket if (c := _compare(tensors, first, place)) is not None), None)
         if copy is None:
             bucket.append(place)
@@ -115,15 +109,21 @@ def _diagonal(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(steps.clamp(max=size - 1) for size in shape)
 
 
-def _directions(samples: np.ndarray[Any, Any]) -> list[Hashable | None]:
-    """Return what proportional samples have in common, to two digits; None for samples that are all equal."""
-    largest = np.abs(samples).max(axis=1, keepdims=True)
+def _directions(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return what proportional samples have in common, to one digit each, as one integer; 0 where all are equal."""
     leading = np.take_along_axis(samples, np.abs(samples).argmax(axis=1)[:, None], axis=1)
     with np.errstate(all="ignore"):
-        directions = np.where(np.isfinite(largest) & (largest > 0), samples / leading, np.nan)
+        directions = np.where(np.isfinite(leading) & (leading != 0), samples / leading, np.nan)
     constant = np.isnan(directions).any(axis=1) | (directions == 1).all(axis=1)
-    keys = np.round(directions, 1) + 0.0
-    return [None if bad else key.tobytes() for bad, key in zip(constant, keys, strict=True)]
+    digits = np.where(constant[:, None], 0, np.round(10 * directions)).astype(np.int8)
+    return np.ascontiguousarray(digits).view(np.int64)[:, 0]
+
+
+def _repeated(keys: np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:
+    """Yield the index and the value of what stands several times, and is not 0."""
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    for index in np.flatnonzero((counts[inverse] > 1) & (keys != 0)).tolist():
+        yield index, int(keys[index])
 
 
 def _compare(tensors: Sequence[Tensor], first: int, other: int) -> Copy | None:
@@ -168,12 +168,14 @@ def _factor(one: Tensor, two: Tensor) -> float | None:
 
 def _rows(tensors: Sequence[Tensor], kinds: Mapping[Kind, list[int]], known: Collection[int]) -> Iterator[Copy]:
     """Yield tensors that are consecutive rows of a larger one: a part of a fused weight, a cut vocabulary."""
-    widths: dict[Hashable, list[int]] = {}
+    widths: dict[Hashable, list[list[int]]] = {}
     for (dtype, device, shape), places in kinds.items():
-        if len(shape) > 1 and shape[1:].numel() >= 4:
-            widths.setdefault((dtype, device, shape[1:]), []).extend(p for p in places if p not in known)
-    for same in widths.values():
-        if len({tensors[place].shape[0] for place in same}) > 1:
+        news = [place for place in places if place not in known] if len(shape) > 1 and shape[1:].numel() >= 4 else []
+        if news:
+            widths.setdefault((dtype, device, shape[1:]), []).append(news)
+    for several in widths.values():
+        if len(several) > 1:  # of so many numbers of rows
+            same = [place for places in several for place in places]
             yield from _rows_of_one_width(tensors, sorted(same, key=lambda p: (-tensors[p].shape[0], p)))
 
 

@@ -7,7 +7,7 @@ is not declared where it must be. Must not know how others declare: `declared.py
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -32,19 +32,18 @@ class Seen:
     Attributes:
         shelf: The tensors of the model.
         groups: What shares memory.
-        memory: For every name, a number of the memory it stands for; names that share have the same.
     """
 
     shelf: Shelf
     groups: tuple[Group, ...]
-    memory: dict[str, int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Number the memory."""
-        self.memory = dict(self.shelf.places)
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """For every name, a number of the memory it stands for; names that share have the same."""
+        memory = dict(self.shelf.places)
         for group in self.groups:
-            number = self.memory.get(group.names[0], -1)
-            self.memory.update(dict.fromkeys(group.names, number))
+            memory.update(dict.fromkeys(group.names, memory.get(group.names[0], -1)))
+        return memory
 
     @cached_property
     def pretrained(self) -> dict[str, Any]:
@@ -72,6 +71,8 @@ class Apart(NamedTuple):
 def judge(seen: Seen) -> Iterator[Apart | Finding]:
     """Yield what is declared and not there, and what is wrong with declarations themselves."""
     yield from _cut(seen)
+    if not seen.pretrained:
+        return
     declared = list(
         pairs({prefix.rstrip("."): module for prefix, module in seen.pretrained.items()}, seen.memory.keys())
     )
@@ -177,7 +178,7 @@ def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[Finding]:
     """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
     prefixes = list(seen.pretrained)
     known = {seen.present(name) for pair in declared for name in pair[:2]}
-    for group in seen.groups if prefixes else ():
+    for group in seen.groups:
         own = [name for name in group.names if seen.shelf.tensor(name) is not None]
         inside = [name for name in own if any(name.startswith(prefix) for prefix in prefixes)]
         unknown = [name for name in inside if name not in known]

@@ -34,14 +34,16 @@ class Undone(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
 
 
+_KEYS = "_tied_weights_keys"
 Modules = nn.Module | Mapping[str, nn.Module]  # a model, or what is in it by paths, where that is known already
 
 
 def transformers_models(model: Modules) -> Iterator[tuple[str, Any]]:
     """Yield the models of transformers inside `model`, with the prefix of their names."""
-    for path, module in model.items() if isinstance(model, Mapping) else model.named_modules():
-        own = hasattr(type(module), "_tied_weights_keys") or "_tied_weights_keys" in module.__dict__
-        if own and hasattr(module, "config"):
+    modules = model if isinstance(model, Mapping) else dict(model.named_modules())
+    classes = {each for each in set(map(type, modules.values())) if hasattr(each, _KEYS)}
+    for path, module in modules.items():
+        if (_KEYS in module.__dict__ or type(module) in classes) and hasattr(module, "config"):
             yield f"{path}." if path else "", module
 
 
@@ -144,9 +146,10 @@ def is_offloaded(owner: nn.Module) -> bool:
 def tied_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield DeepSpeed's tied layers of this stage: the name, the module, and how many layers it serves."""
     for path, module in modules.items():
-        specs = module.__dict__.get("_layer_specs")
-        tied = None if specs is None else getattr(module, "tied_modules", None)
-        if isinstance(tied, nn.ModuleDict) and specs is not None:
+        if "_layer_specs" not in module.__dict__:
+            continue
+        tied: Any = getattr(module, "tied_modules", None)
+        if isinstance(tied, nn.ModuleDict):
             for key, layer in tied.items():
-                layers = sum(getattr(spec, "key", None) == key for spec in specs)
+                layers = sum(getattr(spec, "key", None) == key for spec in module.__dict__["_layer_specs"])
                 yield f"{path}.tied_modules.{key}".lstrip("."), layer, layers

@@ -21,11 +21,14 @@ from tied.checking.report import IDENTITY, Group
 
 def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:
     """Yield the groups of equal copies that are worth a line; names in `judged` have one already."""
-    names, tensors = _candidates(seen, judged)
+    places = _candidates(seen, judged)
+    tensors = [seen.shelf.tensors[place] for place in places]
+    pairs = copies(tensors)
+    names = [seen.shelf.names[place] for place in places] if pairs else []
     clones = _Clones(seen)
     modules: dict[str, list[str]] = {}
     found: dict[int, list[Copy]] = {}
-    for copy in copies(tensors):
+    for copy in pairs:
         is_table = not tensors[copy.first].requires_grad and not tensors[copy.other].requires_grad
         owners = clones.outermost((names[copy.first], names[copy.other]))
         if (is_table and clones.is_trained) or (owners and clones.are_fresh(owners)):
@@ -41,13 +44,11 @@ def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:
         yield group_of("equal", [names[first], *(names[copy.other] for copy in others)], transforms, tensors[first])
 
 
-def _candidates(seen: Seen, judged: Collection[str]) -> tuple[list[str], list[Tensor]]:
-    """Return the Parameters, one for each memory."""
-    again = {place for places in seen.shelf.joined for place in places[1:]}
-    names, tensors = seen.shelf.names, seen.shelf.tensors
-    own = [place for place, is_parameter in enumerate(seen.shelf.parameters) if is_parameter and place not in again]
-    chosen = [place for place in own if names[place][0] not in judged] if judged else own
-    return [names[place][0] for place in chosen], [tensors[place] for place in chosen]
+def _candidates(seen: Seen, judged: Collection[str]) -> list[int]:
+    """Return the positions of the Parameters, one for each memory."""
+    again = {place for places in seen.shelf.sharing.groups for place in places[1:]}
+    own = [place for place in range(seen.shelf.parameters) if place not in again]
+    return [place for place in own if seen.shelf.names[place] not in judged] if judged else own
 
 
 def _expression(source: str, copy: Copy) -> str:
@@ -102,10 +103,9 @@ class _Clones:
     @cached_property
     def _by_owner(self) -> dict[str, dict[str, Tensor]]:
         inside: dict[str, dict[str, Tensor]] = {}
-        for place, names in enumerate(self._shelf.names):
-            for name in names if self._shelf.parameters[place] else ():
-                for owner in above(name):
-                    inside.setdefault(owner, {})[name[len(owner) + 1 :]] = self._shelf.tensors[place]
+        for name, tensor in zip(self._shelf.names[: self._shelf.parameters], self._shelf.tensors, strict=False):
+            for owner in above(name):
+                inside.setdefault(owner, {})[name[len(owner) + 1 :]] = tensor
         return inside
 
 

@@ -5,6 +5,7 @@ Owns: `fold`. Must not look at tensors: it reads names. Read next: `check.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -26,9 +27,12 @@ def fold(groups: Sequence[Group], shelf: Shelf) -> tuple[Group, ...]:
         shelf: The tensors of the model.
     """
     owners: dict[tuple[str, Paths], list[int]] = {}
-    for index, group in enumerate(groups):
-        for modules in paths(group.names) if set(group.transforms) == {IDENTITY} else ():
-            owners.setdefault((group.state, modules), []).append(index)
+    heads = [group.names[0].rpartition(".")[0] for group in groups]
+    complete = {path for path, count in Counter(heads).items() if count >= _own_parameters(shelf, path)}
+    for index, (group, head) in enumerate(zip(groups, heads, strict=True)):
+        if head in complete and group.transforms.count(IDENTITY) == len(group.names):
+            for modules in paths(group.names):
+                owners.setdefault((group.state, modules), []).append(index)
     folded: dict[int, Group | None] = {}
     several = [(modules, found) for (_, modules), found in owners.items() if len(found) > 1]
     for modules, found in sorted(several, key=lambda item: (item[0][0].count("."), item[1])):
@@ -41,6 +45,11 @@ def fold(groups: Sequence[Group], shelf: Shelf) -> tuple[Group, ...]:
     return tuple(g for index, group in enumerate(groups) if (g := folded.get(index, group)) is not None)
 
 
+def _own_parameters(shelf: Shelf, path: str) -> int:
+    """Return how many Parameters a module has itself: with one that is not shared, it is part of no whole."""
+    return sum(p is not None for p in shelf.modules[path]._parameters.values()) if path in shelf.modules else 0
+
+
 def paths(names: Sequence[str]) -> Iterator[Paths]:
     """Yield the modules that hold tensors under one name, from the innermost outwards.
 
@@ -49,11 +58,11 @@ def paths(names: Sequence[str]) -> Iterator[Paths]:
         [('a.0.attention', 'b.0.attention'), ('a.0', 'b.0'), ('a', 'b')]
     """
     while len(names) > 1:
-        split = [name.rpartition(".") for name in names]
-        names = tuple([owner for owner, _, _ in split])
-        if "" in names or len({last for _, _, last in split}) > 1:
+        owners, _, lasts = zip(*[name.rpartition(".") for name in names], strict=True)
+        if "" in owners or lasts.count(lasts[0]) < len(lasts):
             return
-        yield names
+        yield owners
+        names = owners
 
 
 def above(name: str) -> Iterator[str]:

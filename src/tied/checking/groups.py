@@ -7,6 +7,7 @@ Read next: `folding.py`, which says the same of whole modules; `memory.py` finds
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression, Ref, show_address
-from tied.checking.memory import pieces
+from tied.checking.memory import pieces, size_of
 from tied.checking.relation import relation
 from tied.checking.report import IDENTITY, OVERLAP, Group, State
-from tied.checking.shelf import Shelf, size_of as size_of
+from tied.checking.shelf import Shelf
 from tied.ledger import Tie, entries
 
 
@@ -40,34 +41,41 @@ def groups(model: nn.Module) -> tuple[Group, ...]:
 
 def shared(shelf: Shelf) -> tuple[Group, ...]:
     """Return what shares memory among the tensors of a shelf, and the ties that `tied` declared on the model."""
-    inside = {place for places in shelf.joined for place in places}
-    joined = shelf.joined + [
-        [place] for place, names in enumerate(shelf.names) if len(names) > 1 and place not in inside
-    ]
-    found = [_memory_group(shelf, places) for places in sorted(joined)]
-    return tuple(_with_ledger(shelf, found)) if shelf.has_ties else tuple(found)
+    found = {places[0]: _one(shelf, places) for places in shelf.sharing.same}
+    found |= {places[0]: _several_over_one(shelf, places) for places in shelf.sharing.overlapping}
+    ordered = [found[place] for place in sorted(found)]
+    return tuple(_with_ledger(shelf, ordered)) if shelf.has_ties else tuple(ordered)
 
 
-def _memory_group(shelf: Shelf, places: list[int]) -> Group:
-    if len(places) == 1:
-        known = shelf.names[places[0]]
-        return group_of("tied", known, (IDENTITY,) * len(known), shelf.tensors[places[0]])
+def _one(shelf: Shelf, places: list[int]) -> Group:
+    names = tuple([shelf.names[place] for place in places])
+    return group_of("tied", names, (IDENTITY,) * len(names), shelf.tensors[places[0]])
+
+
+def _several_over_one(shelf: Shelf, places: list[int]) -> Group:
+    """Describe overlapping tensors: the largest first, and every name of each object beside its others."""
     first = max(places, key=lambda place: (shelf.tensors[place].numel(), -place))
     base = shelf.tensors[first]
-    names, transforms = list[str](), list[str]()
-    for place in [first, *(p for p in places if p != first)]:
-        what = IDENTITY if place == first else relation(base, shelf.tensors[place])
-        names += shelf.names[place]
-        transforms += [what] * len(shelf.names[place])
-    return group_of("half-tied", names, transforms, base)
+    members: dict[int, list[str]] = {id(base): []}
+    for place in places:
+        members.setdefault(id(shelf.tensors[place]), []).append(shelf.names[place])
+    what = {id(shelf.tensors[place]): relation(base, shelf.tensors[place]) for place in places}
+    transforms = [what[key] for key, names in members.items() for _ in names]
+    return group_of("half-tied", [name for names in members.values() for name in names], transforms, base)
 
 
 def group_of(state: State, names: Iterable[str], transforms: Iterable[str], first: Tensor | None) -> Group:
     """Make a group of tensors, described by the first of them."""
     if first is None or is_lazy(first):
         return Group(state, tuple(names), tuple(transforms))
-    shape, dtype = tuple(first.shape), str(first.dtype).removeprefix("torch.")
-    return Group(state, tuple(names), tuple(transforms), shape, dtype, size_of(first))
+    size = first.numel() * first.element_size()
+    return Group(state, tuple(names), tuple(transforms), tuple(first.shape), name_of(first.dtype), size)
+
+
+@cache
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, as "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 # -- ties that `tied` declared ------------------------------------------------------------------------
@@ -129,22 +137,22 @@ def _several(shelf: Shelf, target: str, sources: list[str], expression: Expressi
 
 def count(shelf: Shelf) -> tuple[int, int]:
     """Return how many numbers the Parameters hold, and how many bytes all tensors; overlaps are counted once."""
-    numbers = sum(own for (own, _), is_parameter in zip(shelf.sizes, shelf.parameters, strict=True) if is_parameter)
-    size = sum(each for _, each in shelf.sizes)
-    for places in shelf.joined:
-        numbers -= sum(shelf.sizes[place][0] for place in places if shelf.parameters[place])
-        size -= sum(shelf.sizes[place][1] for place in places)
-        tensors = [shelf.tensors[place] for place in places]
-        own = [tensor for tensor, place in zip(tensors, places, strict=True) if shelf.parameters[place]]
-        all_of_it = union(tensors)
-        covered, itemsize = all_of_it if len(own) == len(tensors) else union(own) if own else (0, 1)
+    again = [place for places in shelf.sharing.same for place in places[1:]]
+    numbers, size = sum(shelf.numbers[: shelf.parameters]), sum(shelf.bytes) - sum(shelf.bytes[p] for p in again)
+    numbers -= sum(shelf.numbers[place] for place in again if place < shelf.parameters)
+    for places in shelf.sharing.overlapping:
+        own = [place for place in places if place < shelf.parameters]
+        numbers -= sum(shelf.numbers[place] for place in own)
+        size -= sum(shelf.bytes[place] for place in places)
+        all_of_it = union([shelf.tensors[place] for place in places])
+        covered, itemsize = all_of_it if len(own) == len(places) else union([shelf.tensors[p] for p in own])
         numbers, size = numbers + covered // itemsize, size + all_of_it[0]
     return numbers, size
 
 
 def size_without_sharing(shelf: Shelf) -> int:
     """Return the bytes that all names would take if each had its own; targets of computed sources are not known."""
-    size = sum(each * len(names) for (_, each), names in zip(shelf.sizes, shelf.names, strict=True))
+    size = sum(shelf.bytes)
     for prefix, tie, _ in _ties(shelf) if shelf.has_ties else ():
         sources = {source: shelf.tensor(prefix + ".".join(source)) for source in tie.source.sources()}
         metas = {address: torch.empty_like(t, device="meta") for address, t in sources.items() if t is not None}
@@ -154,6 +162,8 @@ def size_without_sharing(shelf: Shelf) -> int:
 
 def union(tensors: list[Tensor]) -> tuple[int, int]:
     """Return the bytes that overlapping tensors cover, and those of one element."""
+    if not tensors:
+        return 0, 1
     found = [piece for tensor in tensors for piece in pieces(tensor)]
     itemsize, low = min(piece.itemsize for piece in found), min(piece.start for piece in found)
     largest = max(tensors, key=size_of)

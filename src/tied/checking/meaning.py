@@ -33,10 +33,11 @@ class End(NamedTuple):
 
 def look_at_meaning(seen: Seen) -> Iterator[Finding]:
     """Yield what a model's sharing does that its parts do not expect."""
+    has_tables, has_statistics = seen.shelf.has(*_TABLES), seen.shelf.has(_NormBase)
     for group in seen.groups:
-        yield from _embedding(seen, group)
-        yield from _frozen(seen, group)
-    yield from _statistics(seen)
+        yield from _embedding(seen, group) if has_tables else ()
+        yield from _frozen(seen, group) if group.state == "half-tied" else ()
+        yield from _statistics(seen, group) if has_statistics else ()
     yield from _rows(seen)
 
 
@@ -112,8 +113,6 @@ def first_loss(weight: Tensor) -> float:
 
 
 def _frozen(seen: Seen, group: Group) -> Iterator[Finding]:
-    if len({seen.shelf.places.get(name) for name in group.names}) == 1:
-        return
     own = {name: tensor for name in group.names if isinstance(tensor := seen.shelf.tensor(name), nn.Parameter)}
     trained = [name for name, tensor in own.items() if tensor.requires_grad]
     frozen = [name for name in own if name not in trained]
@@ -124,44 +123,38 @@ def _frozen(seen: Seen, group: Group) -> Iterator[Finding]:
         )
 
 
-def _statistics(seen: Seen) -> Iterator[Finding]:
+def _statistics(seen: Seen, group: Group) -> Iterator[Finding]:
     """Yield norms whose running statistics stand at several places."""
-    for group in seen.groups:
-        ends = [_end(seen, name) for name in group.names if name.rpartition(".")[2] == "running_mean"]
-        if len(ends) > 1 and all(isinstance(end.module, _NormBase) for end in ends):
-            paths = [end.path for end in ends]
-            what = f"{' and '.join(paths[:3])} update the same running statistics: in eval both use the average."
-            yield finding("TIE205", paths, what, "give each place a norm of its own, and tie weight and bias only")
+    ends = [_end(seen, name) for name in group.names if name.rpartition(".")[2] == "running_mean"]
+    if len(ends) > 1 and all(isinstance(end.module, _NormBase) for end in ends):
+        paths = [end.path for end in ends]
+        what = f"{' and '.join(paths[:3])} update the same running statistics: in eval both use the average."
+        yield finding("TIE205", paths, what, "give each place a norm of its own, and tie weight and bias only")
 
 
 def _rows(seen: Seen) -> Iterator[Finding]:
     """Yield layers all of whose units compute the same, now and after every step."""
-    places = seen.shelf.places
-    odd = [place for place, t in enumerate(seen.shelf.tensors) if type(t) in PLAIN and not t.is_contiguous()]
-    odd = [place for place in odd if _repeats(seen.shelf.tensors[place])]
-    known = {*odd, None}  # None is the place of what a tie computes
-    candidates = {seen.shelf.names[place][0] for place in odd}
-    candidates |= {name for group in seen.groups for name in group.names if places.get(name) in known}
-    for name in sorted(candidates):
+    shelf = seen.shelf
+    repeated = {shelf.names[place] for place in shelf.odd if _repeats(shelf.tensors[place])}
+    for group in seen.groups if shelf.has_ties else ():
+        repeated |= {name for name, what in zip(group.names, group.transforms, strict=True) if _is_expansion(what)}
+    for name in sorted(repeated):
         _, path, module = _end(seen, name)
         if name.rpartition(".")[2] != "weight" or not isinstance(module, nn.Linear):
             continue
-        repeats = name in places or _is_expanded(seen, name)
-        if repeats and _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
+        if _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
             what = f"Every unit of {path} has the same weights and bias, and gets the same gradient: they stay equal."
-            yield finding(
-                "TIE207", (name,), what, f"torch.nn.init.uniform_(model.get_submodule({quoted(path)}).bias, -0.1, 0.1)"
-            )
+            fix = f"torch.nn.init.uniform_(model.get_submodule({quoted(path)}).bias, -0.1, 0.1)"
+            yield finding("TIE207", (name,), what, fix)
 
 
 def _repeats(tensor: Tensor) -> bool:
-    return tensor.dim() == 2 and tensor.shape[0] > 1 and tensor.stride(0) == 0
+    is_matrix = type(tensor) in PLAIN and tensor.layout is torch.strided and tensor.dim() == 2
+    return is_matrix and not tensor.is_nested and tensor.shape[0] > 1 and tensor.stride(0) == 0
 
 
-def _is_expanded(seen: Seen, name: str) -> bool:
-    """Tell whether a declared target repeats its source."""
-    what = next(t for g in seen.groups for n, t in zip(g.names, g.transforms, strict=True) if n == name)
-    return ".expand(" in what or ".repeat(" in what
+def _is_expansion(transform: str) -> bool:
+    return ".expand(" in transform or ".repeat(" in transform
 
 
 def _is_even(bias: Tensor | None) -> bool:

@@ -11,7 +11,7 @@ gaps, the strides are compared too, exactly.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-Interval = tuple[int, int, int]  # first byte, one past the last, and which tensor it is
-
 PLAIN = (torch.nn.Parameter, Tensor)
+_STRIDED = torch.strided
 
 
 class Piece(NamedTuple):
@@ -71,6 +70,11 @@ def pieces(tensor: Tensor) -> tuple[Piece, ...]:
     return _strided(tensor)
 
 
+def size_of(tensor: Tensor) -> int:
+    """Return the bytes of a tensor, as if it were stored densely; none where it has no shape yet."""
+    return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()
+
+
 def _inside(tensor: Any) -> list[Tensor] | None:
     """Return the tensors that a wrapper holds; None where it is no wrapper."""
     local = getattr(tensor, "_local_tensor", None)  # DTensor
@@ -93,6 +97,8 @@ def _strided(tensor: Tensor) -> tuple[Piece, ...]:
             return ()
     except (RuntimeError, NotImplementedError):  # no bytes of its own: opaque tensors
         return ()
+    if tensor.is_nested:  # of one buffer; its parts have no shape in common
+        return (Piece(start, start + tensor.nbytes, space, (tensor.numel(),), (itemsize,), itemsize),)
     shape = tuple(tensor.shape)
     strides = tuple(int(stride) * itemsize for stride in tensor.stride())
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -122,6 +128,45 @@ def _picture(piece: Piece, base: int) -> np.ndarray[Any, Any]:
     return np.asarray(_Described({**interface, "data": (piece.start - base + 4096, True)}))
 
 
+class Spans(NamedTuple):
+    """The intervals of some tensors, in no order.
+
+    Attributes:
+        starts: First bytes.
+        stops: One past the last bytes.
+        places: Which tensor each interval is of; a wrapper has several.
+        sizes: The bytes of each tensor, as if it were stored densely.
+        odd: The tensors that are not plain, contiguous memory with an address.
+    """
+
+    starts: list[int]
+    stops: list[int]
+    places: list[int]
+    sizes: list[int]
+    odd: list[int]
+
+
+def spans(tensors: Sequence[Tensor]) -> Spans:
+    """Return the intervals of tensors; what counts its bytes differently is mixed, and told apart later."""
+    starts, stops, places, sizes, odd = found = Spans([], [], [], [], [])
+    for place, tensor in enumerate(tensors):
+        plain = type(tensor) in PLAIN and tensor.layout is _STRIDED and tensor.is_contiguous()
+        if plain and (start := tensor.data_ptr()):  # nearly all, so a short way
+            size = tensor.nbytes
+            sizes.append(size)
+            starts.append(start)
+            stops.append(start + size)
+            places.append(place)
+        else:
+            odd.append(place)
+            sizes.append(size_of(tensor))
+            for piece in pieces(tensor):
+                starts.append(piece.start)
+                stops.append(piece.stop)
+                places.append(place)
+    return found
+
+
 def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Return the groups of two or more tensors that are joined by overlaps, as positions in order.
 
@@ -136,81 +181,108 @@ def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
         >>> overlapping([matrix[:, :2], matrix[:, 2:]])
         []
     """
-    spaces: dict[Hashable, list[Interval]] = {}
-    for position, tensor in enumerate(tensors):
-        if type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_meta:  # nearly all, so a short way
-            start = tensor.data_ptr()
-            spaces.setdefault(tensor.device, []).append((start, start + tensor.nbytes, position))
+    return sharing(tensors, spans(tensors)).groups
+
+
+class Sharing(NamedTuple):
+    """Positions that share.
+
+    Attributes:
+        same: Groups of one object.
+        overlapping: Groups of several objects.
+    """
+
+    same: list[list[int]]
+    overlapping: list[list[int]]
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """All of them, in order."""
+        return sorted(self.same + self.overlapping)
+
+
+def sharing(tensors: Sequence[Tensor], found: Spans) -> Sharing:
+    """Return what shares among tensors whose intervals are known."""
+    same, together, objects = list[list[int]](), _Joined(), dict[int, int]()
+    for place in found.odd:  # what has no bytes to see is at least itself
+        together.add((objects.setdefault(id(tensors[place]), place), place))
+    for run in _runs(np.array(found.starts, np.uint64), np.array(found.stops, np.uint64)):
+        places = [found.places[index] for index in run]
+        if type(tensors[places[0]]) in PLAIN and _are_one(tensors, places):
+            same.append(places)
         else:
-            for piece in pieces(tensor):
-                spaces.setdefault(piece.space, []).append((piece.start, piece.stop, position))
-    joined = _Joined()
-    for intervals in spaces.values():
-        intervals.sort()
-        for run in _runs(intervals):
-            _join(run, tensors, joined)
-    return joined.groups()
+            _join(dict.fromkeys(places), tensors, together)
+    overlapping = together.groups()
+    same += (places for places in overlapping if _are_one(tensors, places))
+    return Sharing(same, [places for places in overlapping if not _are_one(tensors, places)])
 
 
-def _runs(intervals: list[Interval]) -> Iterable[list[Interval]]:
-    """Cut sorted intervals where nothing reaches across; yield what is more than one interval."""
-    begin, reach = 0, -1
-    for index, (start, stop, _) in enumerate(intervals):
-        if start >= reach:
-            if index - begin > 1:
-                yield intervals[begin:index]
-            begin = index
-        if stop > reach:  # not `max`, which would take as long as all else here
-            reach = stop
-    if len(intervals) - begin > 1:
-        yield intervals[begin:]
+def _are_one(tensors: Sequence[Tensor], places: list[int]) -> bool:
+    return len({id(tensors[place]) for place in places}) == 1
 
 
-def _join(run: list[Interval], tensors: Sequence[Tensor], joined: _Joined) -> None:
-    """Join the tensors of one run of intervals that truly overlap."""
-    low, high = run[0][0], max(stop for _, stop, _ in run)
-    inside = [(p, n) for n in dict.fromkeys(n for _, _, n in run) for p in pieces(tensors[n])]
-    inside = [item for item in inside if low <= item[0].start and item[0].stop <= high]
-    if all(piece.is_dense for piece, _ in inside):
-        joined.add(position for _, position in inside)
-        return
+def _runs(starts: Any, stops: Any) -> Iterator[list[int]]:
+    """Sort intervals, and cut them where nothing reaches across; yield the indices of what is more than one."""
+    order = np.argsort(starts, kind="stable")
+    reach = np.maximum.accumulate(stops[order])
+    cuts = np.flatnonzero(starts[order][1:] >= reach[:-1]) + 1
+    begins, ends = np.append(0, cuts), np.append(cuts, len(order))
+    several, ordered = ends - begins > 1, order.tolist()
+    for begin, end in zip(begins[several].tolist(), ends[several].tolist(), strict=True):
+        yield ordered[begin:end]
+
+
+def _join(places: Iterable[int], tensors: Sequence[Tensor], together: _Joined) -> None:
+    """Join the tensors among some neighbours that truly overlap."""
+    spaces: dict[Hashable, list[tuple[Piece, int]]] = {}
+    for place in places:
+        for piece in pieces(tensors[place]):
+            spaces.setdefault(piece.space, []).append((piece, place))
+    for inside in spaces.values():
+        if len(spaces) == 1 and all(piece.is_dense for piece, _ in inside):
+            together.add(place for _, place in inside)
+        elif len(inside) > 1:
+            _join_pieces(inside, together)
+
+
+def _join_pieces(inside: list[tuple[Piece, int]], together: _Joined) -> None:
+    """Join the tensors among some pieces of one space that truly overlap."""
     columns = _columns([piece for piece, _ in inside])
-    for column in _runs(sorted(columns)):
-        _join_pairs(column, inside, joined)
+    for run in _runs(*np.array(columns, np.uint64).T):
+        _join_pairs([(*columns[index], *inside[index]) for index in run], together)
 
 
-def _columns(found: list[Piece]) -> list[Interval]:
+def _columns(found: list[Piece]) -> list[tuple[int, int]]:
     """Return the columns that pieces take of a row, where they have one row length in common; else their intervals.
 
     Pieces in separate columns do not overlap, so that a buffer of many interleaved columns is no work.
     """
-    whole = [(piece.start, piece.stop, index) for index, piece in enumerate(found)]
+    whole = [(piece.start, piece.stop) for piece in found]
     pitches = {max(piece.strides) for piece in found if not piece.is_dense}
     if len(pitches) != 1:
         return whole
     (pitch,), origin = pitches, min(piece.start for piece in found)
-    columns: list[Interval] = []
-    for index, piece in enumerate(found):
+    columns: list[tuple[int, int]] = []
+    for piece in found:
         rows = max((n for n, stride in zip(piece.shape, piece.strides, strict=True) if stride == pitch), default=1)
         begin = (piece.start - origin) % pitch
         end = begin + piece.stop - piece.start - (rows - 1) * pitch
         if end > pitch:
             return whole
-        columns.append((begin, end, index))
+        columns.append((begin, end))
     return columns
 
 
-def _join_pairs(column: list[Interval], found: list[tuple[Piece, int]], joined: _Joined) -> None:
+def _join_pairs(run: list[tuple[int, int, Piece, int]], together: _Joined) -> None:
     """Compare what overlaps by its intervals, pair by pair, until all are joined."""
-    apart = len(column) - 1
-    for index, (_, stop, one) in enumerate(column):
-        for later in range(index + 1, len(column)):
-            start, _, other = column[later]
+    apart = len(run) - 1
+    for index, (_, stop, one, place) in enumerate(run):
+        for later in range(index + 1, len(run)):
+            start, _, other, another = run[later]
             if start >= stop or not apart:
                 break
-            positions = found[one][1], found[other][1]
-            if not joined.are_one(*positions) and overlap(found[one][0], found[other][0]):
-                joined.add(positions)
+            if not together.are_one(place, another) and overlap(one, other):
+                together.add((place, another))
                 apart -= 1
 
 
@@ -233,8 +305,9 @@ class _Joined:
     def add(self, positions: Iterable[int]) -> None:
         first, *others = positions
         for other in others:
-            one, two = sorted((self.root(first), self.root(other)))
-            self._parent[two] = one
+            one, two = self.root(first), self.root(other)
+            if one != two:
+                self._parent[max(one, two)] = min(one, two)
 
     def groups(self) -> list[list[int]]:
         found: dict[int, list[int]] = {}

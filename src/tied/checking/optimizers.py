@@ -38,7 +38,9 @@ def look_at_optimizer(seen: Seen, optimizer: Optimizer) -> Iterator[Finding]:
     held: dict[int, list[Entry]] = {}
     for entry in entries:
         held.setdefault(id(entry.tensor), []).append(entry)
-    names = {id(tensor): names for tensor, names in zip(seen.shelf.tensors, seen.shelf.names, strict=True)}
+    names: dict[int, list[str]] = {}
+    for name, tensor in zip(seen.shelf.names, seen.shelf.tensors, strict=True):
+        names.setdefault(id(tensor), []).append(name)
     yield from _twice(held, names)
     for group in seen.groups:
         yield from _of_group(seen, group, held)

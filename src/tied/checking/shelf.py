@@ -1,81 +1,110 @@
-"""The shelf: the tensors of a model, each object once, with all its names; made in one walk.
+"""The shelf: every name of a model with its tensor, and which of them share memory; made in one walk.
 
 Owns: walking a model. Must not look into tensors, nor change anything. Read next: `groups.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tied.checking.memory import overlapping
+from tied.checking.memory import PLAIN, Sharing, Spans, sharing, spans
 from tied.ledger import LINKS, PLANT
 
 
 @dataclass
 class Shelf:
-    """Every tensor object of a model once, with all its names, in the order of `named_parameters`.
+    """Every name of a model with its tensor: those of Parameters in the order of `named_parameters`, then buffers.
 
     Attributes:
         model: The model.
         modules: Every module under every one of its paths.
-        tensors: The objects: parameters and buffers.
-        names: The names of each.
-        parameters: Which of them are Parameters.
+        names: The names; a tensor stands under each of its own.
+        tensors: What is there.
+        parameters: How many of the names are those of Parameters; they come first.
     """
 
     model: nn.Module
     modules: dict[str, nn.Module]
+    names: list[str]
     tensors: list[Tensor]
-    names: list[Sequence[str]]
-    parameters: list[bool]
+    parameters: int
 
     @classmethod
     def of(cls, model: nn.Module) -> Shelf:
         """Walk a model, shared modules at each of their places."""
-        shelf, numbers = cls(model, dict(walk(model)), [], [], []), dict[int, int]()
-        tensors, names, again = shelf.tensors, shelf.names, dict[int, list[str]]()
-        for name, tensor, is_parameter in _slots(shelf.modules):
-            place = numbers.setdefault(id(tensor), len(tensors))
-            if place == len(tensors):
-                tensors.append(tensor)
-                names.append((name,))
-                shelf.parameters.append(is_parameter)
-            else:
-                again.setdefault(place, []).append(name)
-        for place, more in again.items():
-            names[place] = (*names[place], *more)
-        return shelf
+        modules, buffered = dict(walk(model)), list[tuple[str, nn.Module]]()
+        names, tensors = list[str](), list[Tensor]()
+        for path, module in modules.items():
+            prefix = f"{path}." if path else ""
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    names.append(prefix + name)
+                    tensors.append(parameter)
+            if module._buffers:
+                buffered.append((prefix, module))
+        count = len(names)
+        for prefix, module in buffered:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    names.append(prefix + name)
+                    tensors.append(buffer)
+        return cls(model, modules, names, tensors, count)
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """The position of the tensor with a name."""
-        return {name: place for place, names in enumerate(self.names) for name in names}
+        """The position of each name."""
+        return {name: place for place, name in enumerate(self.names)}
 
     @cached_property
-    def joined(self) -> list[list[int]]:
-        """The positions of the tensors that overlap in memory, group by group."""
-        return overlapping(self.tensors)
+    def _spans(self) -> Spans:
+        return spans(self.tensors)
+
+    @property
+    def odd(self) -> list[int]:
+        """The positions of the tensors that are not plain, contiguous memory."""
+        return self._spans.odd
 
     @cached_property
-    def sizes(self) -> list[tuple[int, int]]:
-        """How many numbers and bytes each tensor has, as if it were stored densely; none where it has no shape yet."""
-        numbers = [0 if is_lazy(tensor) else tensor.numel() for tensor in self.tensors]
-        return [(n, n and n * tensor.element_size()) for n, tensor in zip(numbers, self.tensors, strict=True)]
+    def sharing(self) -> Sharing:
+        """The positions that hold one object, or overlap in memory, group by group."""
+        return sharing(self.tensors, self._spans)
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """How many numbers the tensor at each position holds; none where it has no shape yet."""
+        return [t.numel() if type(t) in PLAIN or not is_lazy(t) else 0 for t in self.tensors]
+
+    @property
+    def bytes(self) -> list[int]:
+        """How many bytes the tensor at each position takes, as if it were stored densely."""
+        return self._spans.sizes
 
     @cached_property
     def has_ties(self) -> bool:
         """Whether `tied` declared anything on the model."""
-        return any(LINKS in module.__dict__ or PLANT in module.__dict__ for module in self.modules.values())
+        return any(LINKS in own or PLANT in own for own in map(vars, self.modules.values()))
+
+    def has(self, *classes: type[nn.Module]) -> bool:
+        """Tell whether a module of one of these classes is in the model."""
+        return any(issubclass(each, classes) for each in self._classes)
+
+    @cached_property
+    def _classes(self) -> set[type[nn.Module]]:
+        return set(map(type, self.modules.values()))
 
     def tensor(self, name: str) -> Tensor | None:
         """Return the tensor under a name; None where a tie computes it, or nothing is."""
-        place = self.places.get(name)
-        return None if place is None else self.tensors[place]
+        path, _, attribute = name.rpartition(".")
+        module = self.modules.get(path)
+        for slots in (module._parameters, module._buffers) if module is not None else ():
+            if attribute in slots:
+                return slots[attribute]
+        return None
 
     def owner(self, name: str) -> nn.Module:
         """Return the module that holds a name."""
@@ -102,20 +131,3 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 break
         else:
             waiting.pop()
-
-
-def _slots(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield every name with its tensor, and whether that is a Parameter."""
-    for path, module in modules.items():
-        prefix = f"{path}." if path else ""
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield prefix + name, parameter, True
-        for name, buffer in module._buffers.items() if module._buffers else ():
-            if buffer is not None:
-                yield prefix + name, buffer, False
-
-
-def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor, as if it were stored densely."""
-    return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()

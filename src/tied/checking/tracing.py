@@ -19,7 +19,8 @@ from torch.nn import Parameter
 
 from tied.checking.declared import tied_layers
 from tied.checking.folding import above
-from tied.checking.groups import size_of
+from tied.checking.groups import name_of
+from tied.checking.memory import size_of
 from tied.checking.report import Group
 
 
@@ -120,6 +121,6 @@ def called(modules: Mapping[str, nn.Module], counted: Mapping[str, int]) -> Iter
 
 def _several(name: str, module: nn.Module, what: str) -> Group:
     distinct = list({id(parameter): parameter for parameter in module.parameters()}.values())
-    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in distinct}
+    dtypes = {name_of(parameter.dtype) for parameter in distinct}
     size = sum(map(size_of, distinct))
     return Group("called", (name,), (what,), (), dtypes.pop() if len(dtypes) == 1 else "", size)
