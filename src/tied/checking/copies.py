@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from tied.checking.memory import PLAIN
 from tied.checking.report import IDENTITY
@@ -62,7 +63,8 @@ def _kinds(tensors: Sequence[Tensor]) -> dict[Kind, list[int]]:
     """Sort the tensors that can be read by dtype, device and shape."""
     kinds: dict[Kind, list[int]] = {}
     for place, tensor in enumerate(tensors):
-        if type(tensor) in PLAIN and tensor.numel() >= FEWEST and tensor.layout is torch.strided:
+        is_plain = type(tensor) in PLAIN and tensor.numel() >= FEWEST and tensor.layout is torch.strided
+        if is_plain and not tensor.is_nested:
             kinds.setdefault((tensor.dtype, tensor.device, tensor.shape), []).append(place)
     return {(t, d, s): places for (t, d, s), places in kinds.items() if t.is_floating_point and d.type != "meta"}
 
@@ -221,6 +223,24 @@ def _corner(tensor: Tensor, rows: int | None) -> Tensor:
     return (tensor if tensor.dim() == 2 else tensor.flatten(1))[:rows, :4]
 
 
+# -- of two ------------------------------------------------------------------------------------------
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Tell whether the values of a tensor are here, all of them: there are none on meta, and a shard is not all."""
+    return not (is_lazy(tensor) or tensor.is_meta or hasattr(tensor, "fake_mode") or hasattr(tensor, "_local_tensor"))
+
+
+def equal_values(one: Tensor, other: Tensor) -> bool | None:
+    """Tell whether two tensors have equal shapes and values; None where these cannot be read or compared."""
+    if not is_readable(one) or not is_readable(other):
+        return None
+    try:
+        return one.shape == other.shape and torch.equal(one.detach().cpu(), other.detach().cpu())
+    except (RuntimeError, NotImplementedError, TypeError):  # kinds of tensors that torch does not compare
+        return None
+
+
 # -- no news ------------------------------------------------------------------------------------------
 
 
@@ -230,6 +250,7 @@ def is_pattern(tensor: Tensor) -> bool:
     Two values at most (constants, identities, masks), one row or one column repeated, a ramp, a table of sines.
     """
     tensor = tensor.detach()
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor  # torch knows no largest of eight bits
     first = tensor.flatten()[0]
     others = tensor[tensor != first]
     if not others.numel() or bool((others == others[0]).all()):

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from tied.checking.copies import equal_values
 from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
 from tied.checking.groups import group_of, suffix
 from tied.checking.report import IDENTITY, OVERLAP, Finding, Group, State, expression, quoted
@@ -167,11 +166,9 @@ def apart_finding(group: Group, code: str, origin: str) -> Finding:
 
 def _state(tensors: list[Tensor]) -> State:
     """Compare tensors that are declared equal, by their values where they have any."""
-    first, *others = (tensor.detach() for tensor in tensors)
-    if any(is_lazy(t) or t.device.type == "meta" for t in tensors) or hasattr(first, "_local_tensor"):
-        return "declared"
-    equal = all(first.shape == other.shape and torch.equal(first.cpu(), other.cpu()) for other in others)
-    return "equal" if equal else "drifted"
+    first, *others = tensors
+    found = {equal_values(first, other) for other in others}
+    return "declared" if None in found else "drifted" if False in found else "equal"
 
 
 def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[Finding]:

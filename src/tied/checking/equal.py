@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from tied.checking.copies import Copy, copies
+from tied.checking.copies import Copy, copies, equal_values, is_readable
 from tied.checking.declarations import Seen
 from tied.checking.folding import above, paths, whole
 from tied.checking.groups import group_of
@@ -94,7 +93,7 @@ class _Clones:
         if owners not in self._known:
             one, other = (self._inside(path) for path in owners)
             same = one.keys() == other.keys() and len(one) > 1
-            self._known[owners] = same and all(_equal(one[name], other[name]) for name in one)
+            self._known[owners] = same and all(equal_values(one[name], other[name]) for name in one)
         return self._known[owners]
 
     def _inside(self, path: str) -> dict[str, Tensor]:
@@ -109,9 +108,5 @@ class _Clones:
         return inside
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one.detach(), other.detach())
-
-
 def _is_constant(tensor: Tensor) -> bool:
-    return tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+    return is_readable(tensor) and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())

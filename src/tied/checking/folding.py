@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from torch import nn
-
 from tied.checking.report import IDENTITY, Group
-from tied.checking.shelf import Shelf
+from tied.checking.shelf import Shelf, own_parameters
 
 Paths = tuple[str, ...]
 
@@ -28,7 +26,8 @@ def fold(groups: Sequence[Group], shelf: Shelf) -> tuple[Group, ...]:
     """
     owners: dict[tuple[str, Paths], list[int]] = {}
     heads = [group.names[0].rpartition(".")[0] for group in groups]
-    complete = {path for path, count in Counter(heads).items() if count >= _own_parameters(shelf, path)}
+    counts = Counter(head for head in heads if head in shelf.modules)
+    complete = {path for path, count in counts.items() if count >= own_parameters(shelf.modules[path])}
     for index, (group, head) in enumerate(zip(groups, heads, strict=True)):
         if head in complete and group.transforms.count(IDENTITY) == len(group.names):
             for modules in paths(group.names):
@@ -38,16 +37,11 @@ def fold(groups: Sequence[Group], shelf: Shelf) -> tuple[Group, ...]:
     for modules, found in sorted(several, key=lambda item: (item[0][0].count("."), item[1])):
         if folded.keys() & set(found):
             continue
-        shared = sum(isinstance(shelf.tensor(groups[index].names[0]), nn.Parameter) for index in found)
+        shared = sum(shelf.is_parameter(groups[index].names[0]) for index in found)
         if all(shelf.count_parameters(path) == shared for path in modules):
             folded.update(dict.fromkeys(found))
             folded[found[0]] = whole(modules, [groups[index] for index in found])
     return tuple(g for index, group in enumerate(groups) if (g := folded.get(index, group)) is not None)
-
-
-def _own_parameters(shelf: Shelf, path: str) -> int:
-    """Return how many Parameters a module has itself: with one that is not shared, it is part of no whole."""
-    return sum(p is not None for p in shelf.modules[path]._parameters.values()) if path in shelf.modules else 0
 
 
 def paths(names: Sequence[str]) -> Iterator[Paths]:

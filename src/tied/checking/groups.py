@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression, Ref, show_address
-from tied.checking.memory import pieces, size_of
+from tied.checking.memory import Piece, pieces, shape_of, size_of
 from tied.checking.relation import relation
 from tied.checking.report import IDENTITY, OVERLAP, Group, State
 from tied.checking.shelf import Shelf
@@ -68,8 +68,7 @@ def group_of(state: State, names: Iterable[str], transforms: Iterable[str], firs
     """Make a group of tensors, described by the first of them."""
     if first is None or is_lazy(first):
         return Group(state, tuple(names), tuple(transforms))
-    size = first.numel() * first.element_size()
-    return Group(state, tuple(names), tuple(transforms), tuple(first.shape), name_of(first.dtype), size)
+    return Group(state, tuple(names), tuple(transforms), shape_of(first), name_of(first.dtype), size_of(first))
 
 
 @cache
@@ -144,9 +143,9 @@ def count(shelf: Shelf) -> tuple[int, int]:
         own = [place for place in places if place < shelf.parameters]
         numbers -= sum(shelf.numbers[place] for place in own)
         size -= sum(shelf.bytes[place] for place in places)
-        all_of_it = union([shelf.tensors[place] for place in places])
-        covered, itemsize = all_of_it if len(own) == len(places) else union([shelf.tensors[p] for p in own])
-        numbers, size = numbers + covered // itemsize, size + all_of_it[0]
+        of_all = union([shelf.tensors[place] for place in places])
+        of_own = of_all if len(own) == len(places) else union([shelf.tensors[place] for place in own])
+        numbers, size = numbers + of_own[0], size + of_all[1]
     return numbers, size
 
 
@@ -161,16 +160,22 @@ def size_without_sharing(shelf: Shelf) -> int:
 
 
 def union(tensors: list[Tensor]) -> tuple[int, int]:
-    """Return the bytes that overlapping tensors cover, and those of one element."""
+    """Return how many numbers, and how many bytes, overlapping tensors hold together."""
     if not tensors:
-        return 0, 1
-    found = [piece for tensor in tensors for piece in pieces(tensor)]
-    itemsize, low = min(piece.itemsize for piece in found), min(piece.start for piece in found)
-    largest = max(tensors, key=size_of)
-    if all(relation(largest, tensor) != OVERLAP for tensor in tensors):
-        return size_of(largest), itemsize
-    bytes_seen = np.zeros(max(piece.stop for piece in found) - low, dtype=np.bool_)
+        return 0, 0
+    found = [pieces(tensor) for tensor in tensors]
+    largest = max(tensors, key=Tensor.numel)
+    if len(set(found)) == 1 or all(relation(largest, tensor) != OVERLAP for tensor in tensors):
+        return largest.numel(), size_of(largest)
+    return _painted([piece for each in found for piece in each])
+
+
+def _painted(found: list[Piece]) -> tuple[int, int]:
+    """Count what lies under some pieces, byte by byte; in numbers, of the smallest kind."""
+    low, high = min(piece.start for piece in found), max(piece.stop for piece in found)
+    bytes_seen = np.zeros(high - low, dtype=np.bool_)
     for piece in found:
         shape, strides = (*piece.shape, piece.itemsize), (*piece.strides, 1)
         np.lib.stride_tricks.as_strided(bytes_seen[piece.start - low :], shape, strides)[...] = True
-    return int(bytes_seen.sum()), itemsize
+    size = int(bytes_seen.sum())
+    return size // min(piece.itemsize for piece in found), size

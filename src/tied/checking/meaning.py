@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # batch and instance norms
 
+from tied.checking.copies import is_readable
 from tied.checking.declarations import Seen
 from tied.checking.memory import PLAIN
 from tied.checking.report import Finding, Group, quoted
@@ -94,7 +95,7 @@ def _head(seen: Seen, table: End, others: list[End]) -> Iterator[Finding]:
 
 def _is_drawn_wide(weight: Tensor) -> bool:
     """Tell whether a matrix looks as `nn.Embedding` draws it, from N(0, 1)."""
-    if weight.dim() != 2 or weight.device.type == "meta" or weight.numel() < 256 or not weight.is_floating_point():
+    if not is_readable(weight) or weight.dim() != 2 or weight.numel() < 256 or not weight.is_floating_point():
         return False
     some = weight.detach()[:_WORDS].float()
     return abs(float(some.std()) - 1) < 0.1 and abs(float(some.mean())) < 0.1 and float(some.abs().max()) < 7
@@ -158,8 +159,8 @@ def _is_expansion(transform: str) -> bool:
 
 
 def _is_even(bias: Tensor | None) -> bool:
-    return bias is None or (bias.device.type != "meta" and bool((bias == bias[:1]).all()))
+    return bias is None or (is_readable(bias) and bool((bias == bias[:1]).all()))
 
 
 def _rows_are_equal(weight: Tensor) -> bool:
-    return weight.device.type != "meta" and weight.shape[0] > 1 and bool((weight == weight[:1]).all())
+    return is_readable(weight) and weight.shape[0] > 1 and bool((weight == weight[:1]).all())

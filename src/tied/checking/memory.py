@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 PLAIN = (torch.nn.Parameter, Tensor)
 _STRIDED = torch.strided
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 class Piece(NamedTuple):
@@ -57,26 +58,27 @@ def pieces(tensor: Tensor) -> tuple[Piece, ...]:
     """Return the bytes of a tensor; nothing where they cannot be seen, or there are none.
 
     A tensor on meta has no address: its bytes are counted in its storage, so that views of one storage are
-    seen to overlap there too. A wrapper (a quantized weight, a DTensor) is what it wraps.
+    seen to overlap there too. A wrapper (a quantized weight, a DTensor) is what it wraps, a sparse tensor its values.
     """
     if is_lazy(tensor) or not tensor.numel():
         return ()
-    if type(tensor) not in PLAIN:
-        inside = _inside(tensor)
-        if inside is not None:
-            return tuple(piece for inner in inside for piece in pieces(inner))
-    if tensor.layout is not torch.strided:
-        return ()
-    return _strided(tensor)
-
-
-def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor, as if it were stored densely; none where it has no shape yet."""
-    return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()
+    inside = _inside(tensor)
+    if inside is not None:
+        return tuple(piece for inner in inside for piece in pieces(inner))
+    return _strided(tensor) if tensor.layout is _STRIDED else ()
 
 
 def _inside(tensor: Any) -> list[Tensor] | None:
-    """Return the tensors that a wrapper holds; None where it is no wrapper."""
+    """Return the tensors that hold the values of a wrapper, or of one that is not strided; None for plain ones.
+
+    Where the values of a sparse or nested tensor belong is left out: copies have that in common.
+    """
+    if type(tensor) in PLAIN and tensor.layout is _STRIDED and not tensor.is_nested:
+        return None
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._values()]
+    if tensor.is_nested or tensor.layout in _COMPRESSED:
+        return [tensor.values()]
     local = getattr(tensor, "_local_tensor", None)  # DTensor
     if isinstance(local, Tensor):
         return [local]
@@ -84,6 +86,21 @@ def _inside(tensor: Any) -> list[Tensor] | None:
     if flatten is None:
         return None
     return [inner for inner in (getattr(tensor, name, None) for name in flatten()[0]) if isinstance(inner, Tensor)]
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a tensor; of a nested one, which has none, that of its values."""
+    return tuple(tensor.values().shape if tensor.is_nested else tensor.shape)
+
+
+def size_of(tensor: Tensor) -> int:
+    """Return the bytes of the values of a tensor, all shards together; none where it has no shape yet."""
+    if type(tensor) in PLAIN and tensor.layout is _STRIDED:
+        return tensor.nbytes
+    if is_lazy(tensor):
+        return 0
+    inside = None if hasattr(tensor, "_local_tensor") else _inside(tensor)
+    return tensor.numel() * tensor.element_size() if inside is None else sum(map(size_of, inside))
 
 
 def _strided(tensor: Tensor) -> tuple[Piece, ...]:
@@ -97,8 +114,6 @@ def _strided(tensor: Tensor) -> tuple[Piece, ...]:
             return ()
     except (RuntimeError, NotImplementedError):  # no bytes of its own: opaque tensors
         return ()
-    if tensor.is_nested:  # of one buffer; its parts have no shape in common
-        return (Piece(start, start + tensor.nbytes, space, (tensor.numel(),), (itemsize,), itemsize),)
     shape = tuple(tensor.shape)
     strides = tuple(int(stride) * itemsize for stride in tensor.stride())
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -204,11 +219,12 @@ class Sharing(NamedTuple):
 def sharing(tensors: Sequence[Tensor], found: Spans) -> Sharing:
     """Return what shares among tensors whose intervals are known."""
     same, together, objects = list[list[int]](), _Joined(), dict[int, int]()
+    odd = set(found.odd)
     for place in found.odd:  # what has no bytes to see is at least itself
         together.add((objects.setdefault(id(tensors[place]), place), place))
     for run in _runs(np.array(found.starts, np.uint64), np.array(found.stops, np.uint64)):
         places = [found.places[index] for index in run]
-        if type(tensors[places[0]]) in PLAIN and _are_one(tensors, places):
+        if places[0] not in odd and _are_one(tensors, places):
             same.append(places)
         else:
             _join(dict.fromkeys(places), tensors, together)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import permutations
 
+import torch
 from torch import Tensor
 
 from tied.checking.memory import Piece, pieces
@@ -22,15 +23,14 @@ def relation(base: Tensor, view: Tensor) -> str:
     Law: where the answer is no "overlap", the transform of `base` is a view of the very elements of `view`.
 
     Example:
-        >>> import torch
         >>> weight = torch.zeros(6, 4)
         >>> relation(weight, weight.t()), relation(weight, weight[2:5]), relation(weight, weight[:, 1].unsqueeze(0))
         ('.T', '[2:5]', '[:, 1:2].T')
     """
     whole, part = pieces(base), pieces(view)
-    if len(whole) != 1 or len(part) != 1 or base.dtype != view.dtype or base.is_conj() != view.is_conj():
-        return OVERLAP
-    if base.is_neg() != view.is_neg():
+    kinds = {(t.dtype, t.layout, t.is_nested, t.is_conj(), t.is_neg()) for t in (base, view)}
+    is_strided = base.layout is torch.strided and not base.is_nested
+    if len(whole) != 1 or len(part) != 1 or len(kinds) > 1 or not is_strided:
         return OVERLAP
     return _of(whole[0], part[0])
 

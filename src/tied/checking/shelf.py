@@ -110,9 +110,19 @@ class Shelf:
         """Return the module that holds a name."""
         return self.modules[name.rpartition(".")[0]]
 
+    def is_parameter(self, name: str) -> bool:
+        """Tell whether a name is that of a Parameter."""
+        path, _, attribute = name.rpartition(".")
+        return path in self.modules and attribute in self.modules[path]._parameters
+
     def count_parameters(self, path: str) -> int:
         """Return how many names of Parameters there are below a path."""
-        return sum(p is not None for _, module in walk(self.modules[path]) for p in module._parameters.values())
+        return sum(map(own_parameters, [module for _, module in walk(self.modules[path])]))
+
+
+def own_parameters(module: nn.Module) -> int:
+    """Return how many Parameters a module has itself."""
+    return sum([parameter is not None for parameter in module._parameters.values()])
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -47,7 +47,8 @@ def calls(model: nn.Module, inputs: Any = None) -> dict[str, int]:
         twin = _twin(model, on_meta=made)
         return _count(twin, inputs)
     except Exception as error:
-        raise NotTracedError(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise NotTracedError(f"{type(error).__name__}: {first}" if first else type(error).__name__) from error
 
 
 def dummy_inputs(model: nn.Module) -> dict[str, Tensor] | None:
