@@ -6,7 +6,8 @@ The base is what people write: the matrix from its parameters by an index, a rep
 Then the crossovers: from which n a layer's fast algorithm beats the layer's own dense one, beside the n from which
 `algorithm="auto"` takes it, and what that costs where a layer sees thousands of rows. Then index maps: the whole layer
 with 64 rows against `theta[index] * signs` and `F.linear`, beside a dense layer without sharing, which no index map
-reaches; and the matrix alone. All ways compute the same, which is checked before anything is timed.
+reaches; and the matrix alone. All ways compute the same, which is checked before anything is timed. Every dense layer
+here multiplies by `tied.nn.products`, which is faster than `F.linear` on some processors and the same on others.
 
     python benchmarks/structured.py --json benchmarks/results/structured.json
 """
@@ -196,7 +197,9 @@ def symmetric(n: int) -> tuple[nn.Module, Matrix]:
 
 
 MAPS = {
+    "hashed 16×, n=256": (hashed, 256),
     "hashed 16×, n=512": (hashed, 512),
+    "hashed 16×, n=1024": (hashed, 1024),
     "hashed 16×, n=2048": (hashed, 2048),
     "codebook 16, n=1024": (partial(codebook, values=16), 1024),
     "codebook 256, n=1024": (partial(codebook, values=256), 1024),

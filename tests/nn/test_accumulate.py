@@ -653,8 +653,11 @@ def test_where_it_steps_aside(monkeypatch):
         (4096, 4096, 256, True),
     ],
 )
-def test_rule_of_size(monkeypatch, out, width, rows, gathers):
+@pytest.mark.parametrize("faster", [False, True])
+def test_rule_of_size(monkeypatch, out, width, rows, gathers, faster):
     monkeypatch.undo()
+    monkeypatch.setattr(accumulate, "uses_onednn", lambda x, weight: faster)
+    gathers = gathers or (faster and out * width >= 2**20)  # faster products pay by themselves
     x, weight = torch.empty(rows, width), nn.Parameter(torch.empty(out, width))
     assert steps_aside(monkeypatch, x, weight) is not gathers
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tied.nn import TiedEmbedding, cross_entropy, head
+from tied.nn import TiedEmbedding, cross_entropy, head, products
 from tied.nn.cross_entropy import LossRule, Pass
 from tied.nn.head import Head
 
@@ -22,6 +22,8 @@ def small(monkeypatch):
     """Make chunks pay for the small heads of these tests, and have several of them."""
     monkeypatch.setattr(head, "FEWEST_SCORES", 1)
     monkeypatch.setattr(cross_entropy, "SMALLEST_CHUNK", 7)
+    monkeypatch.setattr(cross_entropy, "FEW_SCORES", 1)
+    monkeypatch.setattr(cross_entropy, "WORDS_AT_ONCE", 5)
 
 
 @pytest.fixture
@@ -104,6 +106,78 @@ def test_size_of_chunks_does_not_matter(chunk, monkeypatch):
         return [leaf.grad for leaf in leaves]
 
     both(act)
+
+
+@pytest.mark.parametrize("block", [1, 2, 16, 17, 1000])
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 1.5, "label_smoothing": 0.1}], ids=str)
+def test_size_of_blocks_does_not_matter(block, options, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "WORDS_AT_ONCE", block)
+
+    def act(loss):
+        leaves, targets = tensors()
+        found = loss(*leaves, targets, **options)
+        found.backward()
+        return [found.detach(), *(leaf.grad for leaf in leaves)]
+
+    both(act)
+
+
+INF = float("inf")
+EXTREMES = {
+    "rising": lambda bias: bias.copy_(torch.linspace(-1e4, 1e4, WORDS)),
+    "falling": lambda bias: bias.copy_(torch.linspace(1e4, -1e4, WORDS)),
+    "far below nothing": lambda bias: bias.fill_(-1e3),
+    "one far above": lambda bias: bias[8].add_(1e4),
+    "as far apart as numbers are": lambda bias: bias.copy_(torch.linspace(-1, 1, WORDS).sign() * 1.7e308),
+    "a block that cannot be": lambda bias: bias[:5].fill_(-INF),
+    "one word that can be": lambda bias: bias[torch.arange(WORDS) != 8].fill_(-INF),
+    "no word that can be": lambda bias: bias.fill_(-INF),
+    "one block infinite": lambda bias: bias[5:10].fill_(INF),
+    "not a number in one block": lambda bias: bias[12].fill_(math.nan),
+}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_scores_of_any_size(extreme, smoothing):
+    def act(loss):
+        leaves, targets = tensors()
+        with torch.no_grad():
+            EXTREMES[extreme](leaves[2])
+        found = loss(*leaves, targets, reduction="none", label_smoothing=smoothing)
+        found.nansum().backward()
+        return [found.detach(), *(leaf.grad for leaf in leaves)]
+
+    both(act)
+
+
+def test_equal_scores():
+    def act(loss):
+        leaves, targets = tensors()
+        with torch.no_grad():
+            leaves[1].zero_()
+            leaves[2].fill_(3.0)
+        found = loss(*leaves, targets)
+        found.backward()
+        return [found.detach(), *(leaf.grad for leaf in leaves)]
+
+    loss, *_ = both(act)
+    assert abs(loss - math.log(WORDS)) < 1e-12
+
+
+@pytest.mark.parametrize("library", ["mm", "onednn"])
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 3.0, "label_smoothing": 0.1, "scale": 0.5}], ids=str)
+def test_either_library_in_single_precision(library, options, monkeypatch):
+    monkeypatch.setattr(products, "LIBRARY", library)
+
+    def act(loss, dtype):
+        leaves, targets = tensors(torch.float32)
+        leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+        found = loss(*leaves, targets, **options)
+        found.backward()
+        return [found.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+    same(act(in_chunks, torch.float32), act(by_hand, torch.float64), 1e-5)
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product((True, False), repeat=3)))

@@ -24,9 +24,10 @@ from torch.utils.weak import TensorWeakRef
 
 from tied.binding.late import Late, late_class
 from tied.errors import KindError, during
+from tied.nn.products import add_product, linear, product, uses_onednn
 
 FEWEST_WEIGHTS = 2**20  # below, the few microseconds of Python per use cost more than they save
-ROWS_PER_WIDTH = 1 / 16  # above, the products themselves take all the time
+ROWS_PER_WIDTH = 1 / 16  # above, the products themselves take all the time: worth it if those are faster here
 WAITING_ROWS = 64  # products of few rows wait for one another until they are so many
 
 PLAIN = (Tensor, nn.Parameter)  # other classes may mean something else by a product
@@ -37,14 +38,15 @@ Module = TypeVar("Module", bound=nn.Module)
 def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a weight that is used many times: `F.linear`, with the gradients of all uses in one buffer.
 
-    Law: output and gradients are those of `F.linear(x, weight, bias)`; the output to the bit.
+    Law: output and gradients are those of `F.linear(x, weight, bias)`, up to rounding.
 
     Worth it where few rows meet a large weight many times, as in a loop or an unrolled cell: there plain
     autograd spends most of its time on temporaries as large as the weight. Elsewhere this *is* `F.linear`: for a
-    weight of fewer than 2**20 entries, for more rows than a sixteenth of the weight's narrower side, on
-    other devices than the CPU, for weights that are computed (only a leaf gathers), under autocast, in
-    `torch.compile`, tracing, `torch.func` and forward-mode differentiation, and for tensor subclasses. Double
-    backward and batched gradients take the ordinary way within the same graph.
+    weight of fewer than 2**20 entries, for more rows than a sixteenth of the weight's narrower side (unless
+    `products.py` knows a faster library than `mm` on this processor), on other devices than the CPU, for weights that
+    are computed (only a leaf gathers), under autocast, in `torch.compile`, tracing, `torch.func` and forward-mode
+    differentiation, and for tensor subclasses. Double backward and batched gradients take the ordinary way within
+    the same graph.
 
     Shapes:
         x: `(..., in)`; weight: `(out, in)`; bias: `(out,)`; output: `(..., out)`.
@@ -123,6 +125,15 @@ def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     return _LinearUse.apply(x, handle, bias, gathering)  # type: ignore[no-any-return]
 
 
+def fast_linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute `F.linear` for a matrix that was built for this one use, by the faster products where they pay."""
+    tensors = (x, matrix) if bias is None else (x, matrix, bias)
+    plain = all(type(tensor) in PLAIN for tensor in tensors) and not torch.is_autocast_enabled("cpu")
+    if is_transformed() or not plain or not uses_onednn(x, matrix.t()):
+        return functional.linear(x, matrix, bias)
+    return _LinearUse.apply(x, matrix, bias, None)  # type: ignore[no-any-return]
+
+
 def gathered_embedding(tokens: Tensor, weight: Tensor, words: int, padding_idx: int | None = None) -> Tensor:
     """Compute `F.embedding` of the first `words` rows with the gradient gathered, wherever that is possible."""
     if not gathers(weight) or weight.dtype not in (torch.float32, torch.float64):
@@ -140,7 +151,7 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     if type(x) not in PLAIN or weight.dim() != 2 or weight.numel() < FEWEST_WEIGHTS:
         return False
     rows = x.numel() // weight.shape[1]
-    return 0 < rows <= ROWS_PER_WIDTH * min(weight.shape)
+    return 0 < rows <= ROWS_PER_WIDTH * min(weight.shape) or uses_onednn(x, weight.t())
 
 
 def gathers(weight: Tensor, x: Tensor | None = None) -> bool:
@@ -177,9 +188,10 @@ def is_transformed() -> bool:
 
 def is_ordinary_backward(grad: Tensor) -> bool:
     """Tell whether a gradient is one tensor that will not be differentiated again."""
+    if torch.is_grad_enabled() or is_transformed():
+        return False
     functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-    batched = functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)
-    return not (torch.is_grad_enabled() or is_transformed() or batched)
+    return not (functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad))
 
 
 class Sum:
@@ -224,9 +236,9 @@ class Sum:
 
     def _multiply(self, left: Tensor, right: Tensor) -> None:
         if self._total is None:
-            self._total = left.t() @ right
+            self._total = product(left.t(), right)
         else:
-            self._total.addmm_(left.t(), right)
+            add_product(self._total, left.t(), right)
 
 
 def _one_above_the_other(parts: tuple[Tensor, ...]) -> Tensor:
@@ -304,13 +316,13 @@ class _Gather(torch.autograd.Function):
 
 
 class _LinearUse(torch.autograd.Function):
-    """`F.linear` whose weight's gradient goes into the gathering."""
+    """`F.linear` by the faster products; the weight's gradient goes into the gathering, where there is one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, handle: Tensor, bias: Tensor | None, gathering: Gathering) -> Tensor:
+    def forward(ctx: Any, x: Tensor, handle: Tensor, bias: Tensor | None, gathering: Gathering | None) -> Tensor:
         ctx.gathering = gathering
         ctx.save_for_backward(x, handle)
-        return functional.linear(x, handle, bias)
+        return linear(x, handle, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -318,12 +330,13 @@ class _LinearUse(torch.autograd.Function):
         x, handle = ctx.saved_tensors
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
         rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        total = ctx.gathering.sum_for(handle, grad) if for_weight else None
+        multiply = product if is_ordinary_backward(grad) else torch.mm
+        total = ctx.gathering.sum_for(handle, grad) if ctx.gathering is not None and for_weight else None
         if total is not None:
             total.add_product(rows, inputs)
         return (
-            grad @ handle if for_x else None,
-            rows.t() @ inputs if for_weight and total is None else None,
+            multiply(rows, handle).reshape(x.shape) if for_x else None,
+            multiply(rows.t(), inputs) if for_weight and total is None else None,
             rows.sum(0) if for_bias else None,
             None,
         )

@@ -1,16 +1,17 @@
 """Cross-entropy over a large vocabulary, in chunks of tokens, with the gradients made on the way.
 
 Owns: the chunked computation and its autograd node. Must not decide when it is used, and must compute what
-`head.py` writes plainly. Read next: `head.py`.
+`head.py` writes plainly. Read next: `head.py`; `products.py`, which makes the products.
 
 The scores of all tokens are by far the largest tensor of a language model. Here a chunk of tokens is scored, its
 loss is taken, and the same memory is turned into the gradient of the scores, which goes into the gradients of
-the hidden states and of the table before the next chunk takes its place.
+the hidden states and of the table before the next chunk takes its place. Within a chunk, the words come in blocks,
+so that a block of scores and its rows of the table stay in the cache for all that is done with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tied.nn.accumulate import Gathering, first_rows, is_ordinary_backward
+from tied.nn.products import add_product, product
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 64, 1024  # tokens
+FEW_SCORES = 2**20  # that a chunk may have, however small the table
+WORDS_AT_ONCE = 2048  # on a CPU: 256 scores of each, and their rows of the table, take a few megabytes
 
 Flags = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -92,19 +96,13 @@ class Pass:
 
     def run(self, targets: Tensor, shares: Tensor, wanted: Flags) -> Tensor:
         """Return the loss of each token, 0 where it is ignored; make the wanted gradients."""
-        task = self.task
-        counted = targets != task.rule.ignore_index
-        self._make_room(wanted)
+        counted = targets != self.task.rule.ignore_index
+        words = _in_range(torch.where(counted, targets, 0), self.task.words)
         losses = torch.zeros_like(shares)
-        words = _in_range(torch.where(counted, targets, 0), task.words)
-        memory = self.hidden.new_empty(self._chunk_size(), task.words, dtype=task.dtype)
-        for chunk in self._chunks():
-            inputs = self.hidden[chunk].to(task.dtype)
-            inputs = inputs if task.scale == 1 else inputs * task.scale
-            scores, slope = self._scores(inputs, memory[: len(inputs)])
-            losses[chunk] = _turn(scores, words[chunk], shares[chunk], task.rule.label_smoothing)
-            if any(wanted):
-                self._collect(scores if slope is None else scores.mul_(slope), inputs, chunk)
+        self._make_room(wanted)
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            for chunk in _slices(len(self.hidden), self._chunk_size()):
+                losses[chunk] = self._walk(chunk, Softmax(words[chunk], shares[chunk], self.task), any(wanted))
         self._finish()
         return losses.masked_fill_(~counted, 0)
 
@@ -113,13 +111,9 @@ class Pass:
         return self.of_hidden, self.of_table, self.of_bias
 
     def _chunk_size(self) -> int:
-        """The scores of one chunk take about half the memory of the table."""
+        """The scores of one chunk take about half the memory of the table, or a few megabytes."""
         tokens, width = self.hidden.shape
-        return min(tokens, max(SMALLEST_CHUNK, min(LARGEST_CHUNK, width // 2)))
-
-    def _chunks(self) -> Iterator[slice]:
-        tokens, size = len(self.hidden), self._chunk_size()
-        return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+        return min(tokens, max(SMALLEST_CHUNK, min(LARGEST_CHUNK, max(width // 2, FEW_SCORES // self.task.words))))
 
     def _make_room(self, wanted: Flags) -> None:
         for_hidden, for_table, for_bias = wanted
@@ -131,33 +125,45 @@ class Pass:
         if for_bias and self.bias is not None:
             self.of_bias = torch.zeros(self.bias.shape, dtype=precision, device=self.bias.device)
 
-    def _scores(self, inputs: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the scores of a chunk, and what the soft cap multiplies their gradient by."""
-        task = self.task
-        if self.offset is None:
-            torch.mm(inputs, self.matrix.t(), out=out)
-        else:
-            torch.addmm(self.offset, inputs, self.matrix.t(), out=out)
-        if task.soft_cap is None:
-            return out.to(task.precision), None
-        scores = out.div_(task.soft_cap).tanh_().to(task.precision)
-        slope = 1 - scores.square()
-        return scores.mul_(task.soft_cap), slope
+    def _walk(self, chunk: slice, softmax: Softmax, with_slopes: bool) -> Tensor:
+        """Return the losses of a chunk: once over all words for the scores, then once more for the slopes."""
+        task, kept = self.task, list[tuple[Tensor, Tensor | None]]()
+        inputs = self.hidden[chunk].to(task.dtype)
+        inputs = inputs if task.scale == 1 else inputs * task.scale
+        blocks = _slices(task.words, WORDS_AT_ONCE if inputs.device.type == "cpu" else task.words)
+        for block in blocks:
+            scores, bend = self._scores(inputs, block)
+            softmax.see(scores, block)
+            if with_slopes:
+                kept.append((scores, bend))
+        losses = softmax.losses()
+        of_inputs = torch.zeros_like(inputs, dtype=task.precision)
+        for number, (powers, bend) in enumerate(kept):
+            slopes = softmax.slopes(powers, blocks[number], number)
+            self._collect(slopes if bend is None else slopes.mul_(bend), inputs, blocks[number], of_inputs)
+        if with_slopes and self.of_hidden is not None:
+            self.of_hidden[chunk] = of_inputs
+        return losses
 
-    def _collect(self, slopes: Tensor, inputs: Tensor, chunk: slice) -> None:
-        """Add the gradient of a chunk's scores to the gradients of what the scores are made of."""
+    def _scores(self, inputs: Tensor, block: slice) -> tuple[Tensor, Tensor | None]:
+        """Return the scores of a chunk for a block of words, and what the soft cap multiplies their gradient by."""
+        cap = self.task.soft_cap
+        scores = product(inputs, self.matrix[block].t(), None if self.offset is None else self.offset[block])
+        if cap is None:
+            return scores.to(self.task.precision), None
+        scores = scores.div_(cap).tanh_().to(self.task.precision)
+        bend = 1 - scores.square()
+        return scores.mul_(cap), bend
+
+    def _collect(self, slopes: Tensor, inputs: Tensor, block: slice, of_inputs: Tensor) -> None:
+        """Add the gradient of a block of scores to the gradients of what the scores are made of."""
         if self.of_bias is not None:
-            self.of_bias += slopes.sum(0)
+            self.of_bias[block] += slopes.sum(0)
         slopes = slopes.to(self.task.dtype)
         if self.of_hidden is not None:
-            self.of_hidden[chunk] = slopes @ self.matrix
-        if self.of_table is None:
-            return
-        total = self.of_table[: self.task.words]
-        if total.dtype is slopes.dtype:
-            total.addmm_(slopes.t(), inputs)
-        else:
-            total += slopes.t() @ inputs
+            add_product(of_inputs, slopes, self.matrix[block])
+        if self.of_table is not None:
+            add_product(self.of_table[block], slopes.t(), inputs)
 
     def _finish(self) -> None:
         """Scale the gradients, freeze the frozen row, and give all of them the dtypes that they belong to."""
@@ -171,18 +177,60 @@ class Pass:
             self.of_bias = self.of_bias.to(self.bias.dtype)
 
 
-def _turn(scores: Tensor, words: Tensor, shares: Tensor, smoothing: float) -> Tensor:
-    """Return the losses of a chunk, and turn its scores into their gradients, in place."""
-    index = words.unsqueeze(1)
-    scores -= scores.amax(1, keepdim=True)
-    chosen = scores.gather(1, index).squeeze(1)
-    mean = scores.mean(1) if smoothing else chosen
-    sums = scores.exp_().sum(1)
-    scores *= (shares / sums).unsqueeze(1)
-    scores.scatter_add_(1, index, (-(1 - smoothing) * shares).unsqueeze(1))
-    if smoothing:
-        scores -= (shares * smoothing / scores.shape[1]).unsqueeze(1)
-    return sums.log() - (1 - smoothing) * chosen - smoothing * mean
+class Softmax:
+    """The softmax of scores that come in blocks of words: the losses when all were seen, and then the slopes.
+
+    The exponentials of a block are those of what is below its own highest score, so that none overflows; blocks
+    are brought together by the differences of their highest scores.
+    """
+
+    def __init__(self, words: Tensor, shares: Tensor, task: Task) -> None:
+        self._words, self._shares, self._count, self._smoothing = words, shares, task.words, task.rule.label_smoothing
+        self._chosen = torch.zeros_like(shares)
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sizes: list[int] = []
+
+    def see(self, scores: Tensor, block: slice) -> None:
+        """Turn scores into exponentials of what is below the highest of them, in place; keep the sums."""
+        here, index = self._places(block)
+        self._chosen = torch.where(here, scores.gather(1, index).squeeze(1), self._chosen)
+        top = scores.amax(1).clamp_(min=torch.finfo(scores.dtype).min)  # where all are -inf, their powers are 0
+        scores -= top.unsqueeze(1)
+        total = scores.sum(1) if self._smoothing else top
+        self._seen.append((top, total, scores.exp_().sum(1)))
+        self._sizes.append(scores.shape[1])
+
+    def losses(self) -> Tensor:
+        """Return the loss of each token."""
+        tops, totals, sums = (torch.stack(each) for each in zip(*self._seen, strict=True))
+        top = tops.amax(0)
+        parts = (tops - top).exp()
+        whole = (parts * sums).sum(0)
+        self._factors = parts * (self._shares / whole)
+        loss = whole.log() - (1 - self._smoothing) * (self._chosen - top)
+        if not self._smoothing:
+            return loss
+        sizes = tops.new_tensor(self._sizes).unsqueeze(1)
+        return loss - self._smoothing / self._count * (totals + sizes * (tops - top)).sum(0)
+
+    def slopes(self, powers: Tensor, block: slice, number: int) -> Tensor:
+        """Turn exponentials into the gradient of `sum(shares * losses)` by the scores, in place."""
+        powers *= self._factors[number].unsqueeze(1)
+        here, index = self._places(block)
+        aims = torch.where(here, (self._smoothing - 1) * self._shares, 0)
+        powers.scatter_add_(1, index, aims.unsqueeze(1))
+        if self._smoothing:
+            powers -= (self._shares * self._smoothing / self._count).unsqueeze(1)
+        return powers
+
+    def _places(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Tell which tokens have their word in a block, and where it stands there."""
+        places, size = self._words - block.start, block.stop - block.start
+        return (places >= 0) & (places < size), places.clamp(0, size - 1).unsqueeze(1)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _in_range(words: Tensor, count: int) -> Tensor:

@@ -10,10 +10,10 @@ from typing import NoReturn, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tied.binding.derived import computing
 from tied.errors import WriteError
+from tied.nn.accumulate import fast_linear
 from tied.nn.linear import draw_bias
 from tied.nn.structured.argument import check_choice, check_dtype, check_input, check_size, lowered
 
@@ -145,7 +145,7 @@ class StructuredLinear(nn.Module):
         check_input(self, input, self.numbers)
         bias = self.bias_of_outputs()
         if self.algorithm == "dense" or not input.numel():  # FFT libraries refuse empty batches
-            return F.linear(input, self.build(), bias)
+            return fast_linear(input, self.build(), bias)
         output = self.multiply(input)
         return lowered(output if bias is None else output + bias)
 
