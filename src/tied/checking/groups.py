@@ -59,7 +59,7 @@ def _several_over_one(shelf: Shelf, places: list[int]) -> Group:
     members: dict[int, list[str]] = {id(base): []}
     for place in places:
         members.setdefault(id(shelf.tensors[place]), []).append(shelf.names[place])
-    what = {id(shelf.tensors[place]): relation(base, shelf.tensors[place]) for place in places}
+    what = {id(shelf.tensors[place]): relation(base, shelf.tensors[place]) for place in places} | {id(base): IDENTITY}
     transforms = [what[key] for key, names in members.items() for _ in names]
     return group_of("half-tied", [name for names in members.values() for name in names], transforms, base)
 
