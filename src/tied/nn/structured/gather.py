@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tied.errors import DeviceError
+from tied.nn.accumulate import is_transformed
 from tied.nn.structured.argument import wide
 from tied.nn.structured.fixed import FixedTensors
 
@@ -41,7 +42,7 @@ def gather(theta: Tensor, index: Tensor) -> Tensor:
             expected="one device",
             fix="move the whole layer: layer.to(device)",
         )
-    if torch.compiler.is_compiling():  # compilers pair the kernels themselves, and stop at a `jvp`
+    if is_transformed():  # which may pair the kernels itself, or want to see each
         return _pick(wide(theta), index).to(theta.dtype)
     picked: Tensor = _Gather.apply(theta, index)  # pyright: ignore[reportAssignmentType]
     return picked
@@ -54,30 +55,19 @@ def _pick(theta: Tensor, index: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """`index_select` forward, `scatter_add` backward."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(theta: Tensor, index: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, theta: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.length = theta.shape[0]
         return _pick(theta, index)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        theta, index = inputs
-        ctx.save_for_backward(index)
-        ctx.save_for_forward(index)
-        ctx.length = theta.shape[0]
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        (cotangent,) = cotangents
         (index,) = ctx.saved_tensors
         parts = wide(cotangent).reshape(-1)
         sums = parts.new_zeros(ctx.length).scatter_add(0, index.reshape(-1), parts)
         return sums.to(cotangent.dtype), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (index,) = ctx.saved_tensors
-        return _pick(tangent, index)
 
 
 class GatheredLinear(FixedTensors):
