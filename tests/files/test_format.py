@@ -223,11 +223,28 @@ class TestReading:
             read(ledger(tie_source="a.T", tie_dtype="F4", tie_shape=[4, 4]), stored)
 
     def test_expressions_without_end_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tied.files.ledger.MOST_STEPS", 10)
         tie = {"source": "encoder.weight.T", "dtype": "F32", "shape": [784, 256]}
-        assert read(ledger(ties=[{"target": f"t{number}", **tie} for number in range(5)]))
+        few, more = (ledger(ties=[{"target": f"t{i}", **tie} for i in range(count)]) for count in (5, 6))
+        for limit, most in {"MOST_STEPS": 5, "MOST_MARKS": 5 * (4 + 2)}.items():
+            with monkeypatch.context() as limited:
+                limited.setattr(f"tied.files.ledger.{limit}", most)
+                assert read(few)
+                with pytest.raises(tied.FileError, match="expressions are too long"):
+                    read(more)
+
+    def test_a_chain_counts_as_often_as_it_is_inferred(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tied.files.ledger.MOST_STEPS", 8)
+        tie = {"target": "t", "dtype": "F32", "shape": [256, 784]}
+        assert read(ledger(ties=[tie | {"source": "encoder.weight.exp().exp()"}]))
         with pytest.raises(tied.FileError, match="expressions are too long"):
-            read(ledger(ties=[{"target": f"t{number}", **tie} for number in range(6)]))
+            read(ledger(ties=[tie | {"source": "encoder.weight.exp().exp().exp()"}]))
+
+    def test_ties_without_end_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tied.files.ledger.MOST_TIES", 5)
+        tie = {"source": "encoder.weight", "dtype": "F32", "shape": [256, 784]}
+        assert read(ledger(ties=[{"target": f"t{i}", **tie} for i in range(5)]))
+        with pytest.raises(tied.FileError, match="It has too many ties"):
+            read(ledger(ties=[{"target": f"t{i}", **tie} for i in range(6)]))
 
     def test_a_thousand_plain_names_are_not_parsed(self) -> None:
         calls: list[str] = []

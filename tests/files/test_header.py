@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -187,11 +188,36 @@ def test_only_regular_files_are_opened(kind, tmp_path):
 
 
 def test_a_long_header_ends_the_scan_at_its_limit(monkeypatch):
-    monkeypatch.setattr("tied.files.syntax.MOST_NAMES", 1000)
+    monkeypatch.setattr("tied.files.syntax.MOST_TEXTS", 1000)
     few = b'{"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(1000)) + b"}}"
     assert len(parse_header(few, 0, "x").metadata) == 1000
     with pytest.raises(tied.FileError, match="Too many names stand in __metadata__"):
         parse_header(few[:-2] + b',"z":""}}', 0, "x")
+
+
+def many(count, entry=b'{"dtype":"U8","shape":[1],"data_offsets":[%d,%d]}'):
+    return b"{" + b",".join(b'"t%d":%s' % (i, entry % (i, i + 1)) for i in range(count)) + b"}"
+
+
+def test_a_hundred_thousand_tensors_are_read_and_not_many_more():
+    assert len(parse_header(many(100_000), 100_000, "x").tensors) == 100_000
+    with pytest.raises(tied.FileError, match="It lists too much") as caught:
+        parse_header(many(150_000), 150_000, "x")
+    assert caught.value.found == "1050000 commas and brackets"
+
+
+def test_any_order_of_the_fields_is_read_without_json(monkeypatch):
+    monkeypatch.setattr("tied.files.syntax.MOST_ODD", 0)
+    for fields in permutations(['"dtype":"U8"', '"shape":[1]', '"data_offsets":[%d,%d]']):
+        assert len(parse_header(many(9, f"{{{','.join(fields)}}}".encode()), 9, "x").tensors) == 9
+
+
+def test_odd_entries_are_few(monkeypatch):
+    monkeypatch.setattr("tied.files.syntax.MOST_ODD", 5)
+    odd = b'{"dtype":"\\u00558","shape":[1],"data_offsets":[%d,%d]}'
+    assert len(parse_header(many(5, odd), 5, "x").tensors) == 5
+    with pytest.raises(tied.FileError, match="Too many of its entries are written in ways of their own"):
+        parse_header(many(6, odd), 6, "x")
 
 
 def test_other_orders_and_spaces_mean_the_same():

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 import tied
 from tied.files import expand, load_file, repair, shrink
+from tied.files.archive import allowance
 from tied.files.audit import audit
+from tied.files.configuration import read_configuration
 from tied.files.reader import open_checkpoint
 
 EVERY = [audit, load_file, lambda path: shrink(path, path.parent / "new.safetensors")]
@@ -65,6 +67,25 @@ def test_a_link_that_leads_out(tmp_path):
     (folder / "a.safetensors").unlink()
     (folder / "a.safetensors").symlink_to("b.safetensors")
     assert set(load_file(path)) == {"w"}
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_one_file_under_many_names(link, tmp_path):
+    save_file({"w": torch.rand(3)}, tmp_path / "a.safetensors")
+    link(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    path = index(tmp_path, {"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}})
+    refused(path, "Two of its shards are one file.")
+
+
+@pytest.mark.parametrize("more", ["[],", "{},", "1,"])
+def test_an_index_that_lists_without_end(more, tmp_path):
+    refused(index(tmp_path, '{"weight_map":{},"x":[' + more * 1_000_000 + "1]}"), "It lists too much.")
+
+
+def test_a_configuration_that_lists_without_end(tmp_path):
+    save_file({"w": torch.rand(3)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings":true,"x":[' + "1," * 1_000_001 + "1]}")
+    assert read_configuration(tmp_path) is None
 
 
 def test_the_cache_of_hugging_face_is_no_leak(tmp_path):
@@ -165,11 +186,103 @@ def test_a_zip_whose_parts_lie_over_each_other(tmp_path):
     refused(path, "Its parts are larger than the file.")
 
 
-def test_a_pickle_that_is_too_long(tmp_path):
-    path = tmp_path / "a.pt"
+def pt(path, pickled, name="archive/data.pkl"):
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", bytes((1 << 24) + 1))
-    refused(path, "It lists too much.")
+        archive.writestr(name, pickled)
+        archive.writestr("archive/version", b"3\n")
+        archive.writestr("archive/byteorder", b"little")
+    return path
+
+
+def test_a_pickle_that_is_too_long(tmp_path):
+    refused(pt(tmp_path / "a.pt", bytes((1 << 26) + 1)), "It lists too much.")
+
+
+def text(word):
+    return b"X" + struct.pack("<I", len(word)) + word
+
+
+DOUBLED = b"N" + b"q\0h\0\x86" * 40  # a tuple of two of the tuples before it: 2**40 things
+GROWN = b"](" + b"M\1\0" * 20_000 + b"e\x85q\1"  # a list, and then calls with it, five bytes each
+ENDLESS = {
+    "hashed": b"}" + DOUBLED + b"Ns.",
+    "hashed at once": b"}(" + DOUBLED + b"Nu.",
+    "in a set": b"c__builtin__\nset\n](" + DOUBLED + b"e\x85R.",
+    "counted": GROWN + b"(ccollections\nCounter\nq\0" + b"h\0h\1R" * 2000 + b"t.",
+    "made": GROWN + b"(ctorch\nSize\nq\0" + b"h\0h\1\x81" * 2000 + b"t.",
+    "built": b"}("
+    + b"".join(text(b"%05d" % i) + b"N" for i in range(20_000))
+    + b"uq\0ccollections\nOrderedDict\n)R"
+    + b"h\0b" * 2000
+    + b".",
+    "coded": b"c_codecs\nencode\n" + text(b"\xc3\xa9a" * 100_000) + text(b"punycode") + b"\x86R.",
+    "coded by another": b"c_codecs\nencode\nq\0ctorch._tensor\n_rebuild_from_type_v2\n(h\0h\0"
+    + text(b"\xc3\xa9a" * 100_000)
+    + text(b"punycode")
+    + b"\x86}tR.",
+    "lists": b"](" + b"]" * 300_000 + b"e.",
+    "sets": b"](" + b"\x8f" * 300_000 + b"e.",
+    "marks": b"(" * 600_000 + b".",
+    "names": b"(" + b"ctorch\nSize\n" * 300_000 + b"t.",
+    "storages": b"(" + b"NQ" * 100_000 + b"t.",
+    "versions": b"\x80\3" * 300_000 + b"N.",
+    "nothing": b"(" + b"N" * 1_100_000 + b"t.",
+}
+
+
+@pytest.mark.parametrize("content", ENDLESS.values(), ids=ENDLESS)
+def test_a_pickle_that_never_ends(content, tmp_path):
+    """None of these runs code; each would keep torch busy for minutes, for ever, or until the memory is full."""
+    refused(pt(tmp_path / "a.pt", b"\x80\2" + content), "It would take too long to unpickle.")
+    old = tmp_path / "b.bin"
+    old.write_bytes(b"\x80\2" + content)
+    (tmp_path / "a.pt").unlink()
+    refused(old, "It would take too long to unpickle.")
+
+
+@pytest.mark.parametrize("code", [b"R", b"\x81"])
+def test_a_pickle_that_asks_for_memory(code, tmp_path):
+    content = b"\x80\2c__builtin__\nbytearray\n\x8a\5" + (1 << 33).to_bytes(5, "little") + b"\x85" + code + b"."
+    refused(pt(tmp_path / "a.pt", content), "It asks for memory of any size.")
+
+
+def test_large_files_may_hold_more(tmp_path, monkeypatch):
+    """What takes long to read anyway may take a while to unpickle."""
+    monkeypatch.setattr("tied.files.unpickling.MOST_STEPS", 1000)
+    torch.save({f"w{i}": torch.rand(3) for i in range(20)}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "It would take too long to unpickle.")
+    monkeypatch.setattr("tied.files.pickled.allowance", lambda size: 1 + size // 2000)
+    assert len(load_file(tmp_path / "a.pt")) == 20
+    assert [allowance(size) for size in (0, (1 << 30) - 1, 1 << 30, 60 << 30)] == [1, 1, 2, 61]
+
+
+def test_ten_thousand_tensors_are_read(tmp_path):
+    storage = torch.rand(10_000)
+    torch.save({f"model.layers.{i}.weight": storage[i : i + 1] for i in range(10_000)}, tmp_path / "a.pt")
+    assert len(load_file(tmp_path / "a.pt")) == 10_000
+
+
+def test_parts_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("tied.files.archive.MOST_DIRECTORY", 1000)
+    torch.save({f"w{i}": torch.rand(3) for i in range(20)}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "It has too many parts.")
+
+
+def test_two_pickles(tmp_path):
+    path = pt(tmp_path / "a.pt", b"\x80\2}.")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("Archive/DATA.pkl", b"\x80\2}.")
+    refused(path, "It is no checkpoint.")
+
+
+@pytest.mark.parametrize("where", ["before", "between", "after"])
+def test_a_directory_that_two_readers_see_differently(where, tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.rand(3)}, path)
+    raw = path.read_bytes()
+    end = raw.rindex(b"PK\6\6")
+    path.write_bytes({"before": raw[:4] + raw, "between": raw[:end] + b"12" + raw[end:], "after": raw + b"12"}[where])
+    refused(path, "Its archive is broken.")
 
 
 def test_a_pickle_that_grows(tmp_path, monkeypatch):

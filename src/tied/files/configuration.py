@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from tied.errors import FileError
 from tied.files.opening import open_regular
+from tied.files.syntax import check_amount
 
 NAME = "config.json"
 MOST_BYTES = 1 << 22
@@ -40,8 +42,10 @@ def read_configuration(folder: Path) -> Configuration | None:
     path = folder / NAME
     try:
         with open_regular(path) as stream:
-            content = json.loads(stream.read(MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+            text = stream.read(MOST_BYTES).decode()
+        check_amount(text, path)
+        content = json.loads(text)
+    except (FileError, OSError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict):
         return None

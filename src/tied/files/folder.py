@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from tied.errors import short
+from tied.errors import FileError, short
 from tied.files.opening import open_regular
 from tied.files.refusal import AGAIN, SPLIT, refuse, shown
-from tied.files.syntax import MOST_NAMES
+from tied.files.syntax import check_amount
 
 MOST_BYTES = 1 << 25
-MOST_SHARDS = 10_000
+MOST_NAMES = 200_000
+MOST_SHARDS = 2_000
 USUAL = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
 FIRST = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 
@@ -82,7 +83,9 @@ def read_index(path: Path) -> Index:
     if not isinstance(metadata, dict | None):
         _refuse(path, "Its metadata is no object.", _kind(metadata), "an object", AGAIN)
     texts = None if metadata is None else {k: v for k, v in cast(dict[str, Any], metadata).items() if type(v) is str}
-    return Index(places, {shard: _shard(path, shard) for shard in shards}, texts, content)
+    files = {shard: _shard(path, shard) for shard in shards}
+    _refuse_twins(path, files)
+    return Index(places, files, texts, content)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -91,7 +94,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if len(raw) > MOST_BYTES:
         _refuse(path, "It is too long for an index.", f"more than {MOST_BYTES} bytes", f"at most {MOST_BYTES}", SPLIT)
     try:
-        content = json.loads(raw.decode(), object_pairs_hook=_each_once)
+        text = raw.decode()
+        check_amount(text, path)
+        content = json.loads(text, object_pairs_hook=_each_once)
+    except FileError:
+        raise
     except (ValueError, RecursionError) as error:
         _refuse(path, "It is not the JSON of an index.", short(ascii(str(error))), "JSON, each key once", AGAIN)
     if not isinstance(content, dict):
@@ -118,6 +125,17 @@ def _shard(index: Path, name: str) -> Path:
         found = f"{shown(name)} is a link to {shown(real)}"
         _refuse(index, "A shard leads out of its folder.", found, "a file in this folder", "copy the file here")
     return path
+
+
+def _refuse_twins(index: Path, files: Mapping[str, Path]) -> None:
+    """Refuse one file under many names, which would be read as often."""
+    first: dict[tuple[int, int], str] = {}
+    for name, path in files.items():
+        status = path.stat()
+        known = first.setdefault((status.st_dev, status.st_ino), name)
+        if known != name:
+            found = f"{shown(known)} and {shown(name)}"
+            _refuse(index, "Two of its shards are one file.", found, "a file for each", AGAIN)
 
 
 def _kind(value: object) -> str:

@@ -5,7 +5,8 @@ Owns: what a valid header is. Must not read tensors or know what a tie is. Read 
 A file is eight bytes with the length of the header, the header (JSON, padded with spaces), and the tensors,
 back to back: https://github.com/huggingface/safetensors#format. Whatever this file accepts, safetensors
 accepts with the same meaning; it is stricter in four ways: a name stands once, an entry holds nothing
-unknown, a shape has at most 64 sizes, and a header has at most 32 MiB and 200,000 names.
+unknown, a shape has at most 64 sizes, and a header has at most 32 MiB and a million commas and brackets, which is
+some 100,000 tensors.
 """
 
 from __future__ import annotations

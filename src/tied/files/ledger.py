@@ -8,6 +8,7 @@ Read next: `save.py`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,13 +24,17 @@ from tied.algebra.pointwise import Detach, Place
 from tied.errors import TieError, short
 from tied.files.dtypes import BITS, dtype_name, torch_dtype
 from tied.files.header import byte_count
-from tied.files.refusal import refuse, shown
-from tied.files.syntax import METADATA
+from tied.files.refusal import SPLIT, refuse, shown
+from tied.files.syntax import METADATA, check_amount
 
 KEY = "tied"
 VERSION = 1
 MOST_TIMES, MOST_ANYWAY = 64, 1 << 30  # restoring may take that many times the bytes stored, and that many anyway
-MOST_STEPS = 300_000  # transforms inferred, over all equations: a second or two
+MOST_TIES = 40_000
+MOST_MARKS = 30_000  # what is no letter and no digit in expressions that are more than a name; and four for each
+MOST_NAME = 10_000  # characters
+MOST_STEPS = 100_000  # transforms inferred, over all equations
+_MARKS = re.compile(r"\W")
 
 Spec = tuple[str, tuple[int, ...]]
 """What a header says of a tensor: its dtype and its shape; longer tuples that begin so serve too."""
@@ -143,8 +148,13 @@ def source_of(text: str) -> Expression:
     Raises:
         ParseError: `text` is not of the language.
     """
-    plain = tuple(text.split("."))
-    return Ref(plain) if all(plain) and show_address(plain) == text else parse(text)
+    return _plain(text) or parse(text)
+
+
+def _plain(text: str) -> Ref | None:
+    """Return the expression of a plain name, which is not parsed; None where the text is more, or no name."""
+    plain = tuple(text.split(".")) if len(text) <= MOST_NAME else ()
+    return Ref(plain) if plain and all(plain) and show_address(plain) == text else None
 
 
 def values_only(source: Expression) -> Expression:
@@ -191,6 +201,7 @@ class _Reader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
+        self.marks = 0
 
     def ledger(self, text: str) -> Ledger:
         content = self.fields(self.json(text), "It", version=int, layout=str, ties=list)
@@ -198,6 +209,8 @@ class _Reader:
             self.refuse("It has another version.", content["version"], str(VERSION), fix="use a newer tied")
         if content["layout"] not in ("compact", "expanded"):
             self.refuse("Its layout is unknown.", content["layout"], "'compact' or 'expanded'")
+        if len(content["ties"]) > MOST_TIES:
+            self.refuse("It has too many ties.", len(content["ties"]), f"at most {MOST_TIES}", fix=SPLIT)
         bare = content.get("bare", False)
         if not isinstance(bare, bool):
             self.refuse("Its 'bare' is no truth value.", bare, "true or false")
@@ -205,6 +218,7 @@ class _Reader:
 
     def json(self, text: str) -> Any:
         try:
+            check_amount(text, self.path)
             return json.loads(text, object_pairs_hook=self.each_once, parse_constant=self.no_number)
         except (ValueError, RecursionError) as error:
             if isinstance(error, TieError):
@@ -235,8 +249,15 @@ class _Reader:
         return Equation(target, source, fields["dtype"], tuple(fields["shape"]), kind, at)
 
     def source(self, target: str, text: str) -> Expression:
+        plain = _plain(text)
+        if plain:
+            return plain
+        self.marks += 4 + len(_MARKS.findall(text[:MOST_MARKS]))
+        if self.marks > MOST_MARKS:
+            problem, expected = "Its expressions are too long.", f"at most {MOST_MARKS} marks in all of them"
+            self.refuse(problem, f"at {shown(target)}", expected, fix=SPLIT, raw=True)
         try:
-            source = source_of(text)
+            source = parse(text)
         except TieError as error:
             problem = f"The source of {shown(target)} is no expression."
             self.refuse(problem, short(f"{error.problem} ({error.found})"), "an expression of the language", raw=True)
@@ -286,16 +307,19 @@ def check_ledger(ledger: Ledger, stored: Mapping[str, Any], path: str | Path) ->
         FileError: One cannot.
     """
     _check_names(ledger, stored, path)
-    steps, total = MOST_STEPS, sum(byte_count(entry[0], entry[1]) for entry in stored.values())
+    total = sum(byte_count(entry[0], entry[1]) for entry in stored.values())
     most = max(MOST_TIMES * total, MOST_ANYWAY)
+    steps = MOST_STEPS
     for equation in ledger.ties:
-        steps -= sum(node.size for node in equation.source.nodes() if isinstance(node, Apply))
+        steps -= (
+            sum(isinstance(node, Apply) for node in equation.source.nodes()) ** 2
+        )  # each is inferred from the start
         if steps < 0:
-            _refuse(path, "Its expressions are too long.", f"at {shown(equation.target)}", f"{MOST_STEPS} steps")
+            _refuse(path, "Its expressions are too long.", f"at {shown(equation.target)}", "fewer transforms")
         if all(name in stored for name in equation.names):
             most -= _needed(equation, stored, path)
         if most < 0:
-            found = f"{shown(equation.target)} takes {equation.shape}, and there is more"
+            found = f"{shown(equation.target)} takes {short(str(equation.shape))}, and there is more"
             _refuse(path, "It would fill the memory.", found, f"at most {MOST_TIMES} times what is stored")
 
 
@@ -318,7 +342,7 @@ def _check_names(ledger: Ledger, stored: Mapping[str, Any], path: str | Path) ->
 
 
 def _spec(equation: Equation) -> str:
-    return f"{equation.dtype} {equation.shape}"
+    return f"{equation.dtype} {short(str(equation.shape))}"
 
 
 def _needed(equation: Equation, stored: Mapping[str, Any], path: str | Path) -> int:

@@ -3,32 +3,36 @@
 Owns: what may be unpickled, and finding the tensors in what comes out. Must not know what they are for: that
 is `anatomy.py`.
 
-torch's reader is asked only after the outside was checked: a zip archive must store its parts as they are,
-none beyond the archive's own size, so that nothing unfolds to more than it is.
+torch's reader is asked only after the archive (`archive.py`) and the instructions in it (`unpickling.py`) were looked
+at, so that nothing unfolds to more than it is.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
 from tied.errors import short
+from tied.files.archive import allowance, pickle_in
 from tied.files.dtypes import dtype_name
 from tied.files.opening import open_regular
 from tied.files.reader import OneFile, Stored, Words
-from tied.files.refusal import AGAIN, SPLIT, refuse, shown
+from tied.files.refusal import AGAIN, RESAVE, refuse, shown
+from tied.files.unpickling import check_pickles
 
-MOST_PICKLE = 1 << 24
+OLD_PICKLES = 5  # as torch.save wrote before 1.6: a magic number, a version, the system, the content, the storages
 MOST_NODES = 200_000
-MOST_LEAVES = 10_000_000
+MOST_LEAVES = 2_000_000
+MOST_LETTERS = 1 << 25
 MOST_DEPTH = 32
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -73,8 +77,12 @@ def open_pickled(path: Path) -> OneFile:
     """
     with open_regular(path) as stream:
         is_zip = stream.read(4) == b"PK\x03\x04"
+        size = stream.seek(0, os.SEEK_END)
         if is_zip:
-            _check_archive(stream, path)
+            check_pickles(pickle_in(stream, path), path, times=allowance(size))
+        elif size:
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                check_pickles(content, path, pickles=OLD_PICKLES, times=allowance(size))
     return described(_load(path, is_zip), path)
 
 
@@ -82,29 +90,6 @@ def described(loaded: Any, path: Path) -> OneFile:
     """Return what was loaded as the content of a file."""
     tensors = {name: PickledTensor.of(value, path) for name, value in tensors_in(loaded, path)}
     return OneFile(path, tensors, loaded=loaded)
-
-
-def _check_archive(stream: BinaryIO, path: Path) -> None:
-    size = stream.seek(0, 2)
-    try:
-        parts = zipfile.ZipFile(stream).infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        _refuse(path, "Its archive is broken.", short(ascii(str(error))), "a whole zip archive", AGAIN)
-    if any(part.filename.endswith("/constants.pkl") for part in parts):
-        _refuse(path, "It is a program, not a checkpoint.", "TorchScript", "tensors by name", _RESAVE)
-    packed = [part.filename for part in parts if part.compress_type or part.file_size != part.compress_size]
-    if packed:
-        _refuse(path, "A part of it is compressed.", shown(packed[0]), "parts stored as they are", _RESAVE)
-    total = sum(part.file_size for part in parts)
-    if total > size:
-        _refuse(path, "Its parts are larger than the file.", f"{total} bytes in {size}", "parts side by side", _RESAVE)
-    for part in parts:
-        if part.filename.endswith(".pkl") and part.file_size > MOST_PICKLE:
-            found, expected = f"{part.file_size} bytes of {shown(part.filename)}", f"at most {MOST_PICKLE}"
-            _refuse(path, "It lists too much.", found, expected, SPLIT)
-
-
-_RESAVE = "load it where you trust it, and torch.save(model.state_dict(), path)"
 
 
 def _is_plain(value: Tensor, nbytes: int) -> bool:
@@ -126,7 +111,7 @@ def _load(path: Path, is_zip: bool) -> Any:
         code = re.search(r"unsupported (?:global|operand|class).*?(\w+(?:\.\w+)+)", text, re.IGNORECASE)
         if code:
             found = shown(code[1])
-            _refuse(path, "It wants to run code, and was not read.", found, "tensors and plain values", _RESAVE)
+            _refuse(path, "It wants to run code, and was not read.", found, "tensors and plain values", RESAVE)
         _refuse(path, "torch cannot read it.", short(ascii(text.split("\n")[0])), "a file of torch.save", AGAIN)
 
 
@@ -137,18 +122,18 @@ def tensors_in(loaded: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
         FileError: There is no end to it, or two tensors have one name.
     """
     seen: set[str] = set()
-    nodes, leaves = MOST_NODES, MOST_LEAVES
+    nodes, leaves, letters = MOST_NODES, MOST_LEAVES, MOST_LETTERS
     stack: list[tuple[str, Any, int]] = [("", loaded, 0)]
     while stack:
         name, value, depth = stack.pop()
         inner = _inner(value)
-        nodes, leaves = nodes - 1, leaves - len(inner)
-        if depth > MOST_DEPTH or min(nodes, leaves) < 0:
+        nodes, leaves, letters = nodes - 1, leaves - len(inner), letters - len(name)
+        if depth > MOST_DEPTH or min(nodes, leaves, letters) < 0:
             found, expected = f"{shown(name)}, {depth} levels deep", f"{MOST_DEPTH} levels, {MOST_NODES} names"
-            _refuse(path, "It is nested without end.", found, expected, _RESAVE)
+            _refuse(path, "It is nested without end.", found, expected, RESAVE)
         if isinstance(value, Tensor):
             if name in seen:
-                _refuse(path, "Two tensors have one name.", shown(name), "a name for each", _RESAVE)
+                _refuse(path, "Two tensors have one name.", shown(name), "a name for each", RESAVE)
             seen.add(name)
             yield name, value
         stack += [

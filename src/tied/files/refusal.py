@@ -13,6 +13,7 @@ from tied.errors import FileError, short
 MOST_PATH = 100
 AGAIN = "it was cut short: save or download it again"
 SPLIT = "split it into several files: more is refused, so that a hostile file costs no more than a second"
+RESAVE = "load it where you trust it, and torch.save(model.state_dict(), path)"
 OTHER = "no reader accepts this: ask whoever wrote the file for another one"
 
 

@@ -6,14 +6,17 @@ Owns: the choice of the name that keeps a memory. Must not read values. Read nex
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from torch import Tensor
 
 from tied.algebra import Expression, Ref, parse
-from tied.checking.memory import overlapping
+from tied.checking.memory import overlapping, pieces
 from tied.checking.relation import relation
 from tied.checking.report import IDENTITY, OVERLAP
 from tied.files.ledger import name_of, reference
+
+MOST_BASES = 100  # tensors of one memory, none of which holds another, among which a base is looked for
 
 
 def views(tensors: Mapping[str, Tensor]) -> dict[str, Expression]:
@@ -32,11 +35,13 @@ def views(tensors: Mapping[str, Tensor]) -> dict[str, Expression]:
     found: dict[str, Expression] = {name: reference(first) for name, first in _same_objects(tensors)}
     names = [name for name in tensors if name not in found]
     for group in overlapping([tensors[name] for name in names]):
-        kept: list[str] = []
+        kept: dict[str, tuple[int, int]] = {}
         for name in sorted((names[position] for position in group), key=lambda name: -_reach(tensors[name])):
-            expression = next((e for k in kept if (e := _view(k, tensors[k], tensors[name]))), None)
+            span = _span(tensors[name])
+            bases = (k for k, whole in islice(kept.items(), MOST_BASES) if _contains(whole, span))
+            expression = next((e for k in bases if (e := _view(k, tensors[k], tensors[name]))), None)
             if expression is None:
-                kept.append(name)
+                kept[name] = span
             else:
                 found[name] = expression
     return {name: _root(expression, found) for name, expression in found.items()}
@@ -64,6 +69,16 @@ def _reach(tensor: Tensor) -> int:
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         elements *= size if stride else 1
     return elements
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor and one past its last; nothing where it has several memories, or none."""
+    found = pieces(tensor)
+    return (found[0].start, found[0].stop) if len(found) == 1 else (0, 0)
+
+
+def _contains(whole: tuple[int, int], part: tuple[int, int]) -> bool:
+    return whole[0] <= part[0] and part[1] <= whole[1]
 
 
 def _view(name: str, source: Tensor, target: Tensor) -> Expression | None:

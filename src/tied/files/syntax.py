@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
 from tied.errors import short
 from tied.files.refusal import SPLIT, refuse, shown
 
-MOST_NAMES = 200_000
+MOST_PIECES = 1_000_000
+MOST_TEXTS = 50_000
+MOST_ODD = 20_000
 MOST_SIZE = (1 << 63) - 1
 METADATA = "__metadata__"
 ENTRY = "an object with dtype, shape and data_offsets, each once"
@@ -26,11 +29,14 @@ ENTRY = "an object with dtype, shape and data_offsets, each once"
 _INT = "(?:0|[1-9][0-9]{0,17})"
 _WS = r"[ \t\n\r]*"
 _COLON, _COMMA = f"{_WS}:{_WS}", f"{_WS},{_WS}"
-_SIZES = rf"\[{_WS}((?:{_INT}(?:{_COMMA}{_INT}){{0,63}})?){_WS}\]"
-_USUAL_ENTRY = re.compile(
-    rf'{_WS}\{{{_WS}"dtype"{_COLON}"([A-Z0-9_]+)"{_COMMA}"shape"{_COLON}{_SIZES}'
-    rf'{_COMMA}"data_offsets"{_COLON}\[{_WS}({_INT}){_COMMA}({_INT}){_WS}\]{_WS}\}}'
+_FIELDS = (
+    rf'"dtype"{_COLON}"(?P<dtype>[A-Z0-9_]+)"',
+    rf'"shape"{_COLON}\[{_WS}(?P<sizes>(?:{_INT}(?:{_COMMA}{_INT}){{0,63}})?){_WS}\]',
+    rf'"data_offsets"{_COLON}\[{_WS}(?P<begin>{_INT}){_COMMA}(?P<end>{_INT}){_WS}\]',
 )
+_FORMS = [rf"{_WS}\{{{_WS}{_COMMA.join(fields)}{_WS}\}}" for fields in permutations(_FIELDS)]
+_ENTRIES = [re.compile(form) for form in _FORMS]
+_USUAL_MEMBER = re.compile(rf'{_WS}"([^"\\\x00-\x1f]*)"{_COLON}{_FORMS[0]}{_COMMA}')
 _ANY_ENTRY = re.compile(rf"{_WS}(\{{[^{{}}]{{0,8192}}\}})")
 _USUAL_TEXT = re.compile(rf'{_WS}"([^"\\\x00-\x1f]*)"')
 _MARK = re.compile(rf"{_WS}(.)")
@@ -57,17 +63,32 @@ def scan(text: str, path: str | Path) -> tuple[dict[str, Entry], dict[str, str] 
     Raises:
         FileError: Naming the file, the place and the offence.
     """
+    check_amount(text, path)
     found = _Scan(text, path)
     tensors: dict[str, Entry] = {}
     metadata: dict[str, str] | None = None
-    for name in found.members("the header"):
+    more = found.begins("the header")
+    while more:
+        found.usual_members(tensors)
+        name = found.name("the header", tensors)
         if name == METADATA:
-            metadata = {key: found.string(f"a text of {METADATA}") for key in found.members(METADATA)}
+            if metadata is not None:
+                found.refuse_twice(name, "the header")
+            metadata = found.texts()
         else:
             tensors[name] = found.entry(name)
+        more = found.goes_on("the header")
     if text[found.at :].strip(" \t\n\r"):
         found.refuse("Something follows the JSON of its header.", "spaces only")
     return tensors, metadata
+
+
+def check_amount(text: str, path: str | Path) -> None:
+    """Refuse a JSON text that holds too many things: each but the first needs a comma or a bracket before it."""
+    found = sum(map(text.count, ",[{"))
+    if found > MOST_PIECES:
+        expected = f"at most {MOST_PIECES}, which is 100,000 tensors"
+        refuse(path, "It lists too much.", found=f"{found} commas and brackets", expected=expected, fix=SPLIT)
 
 
 class _Scan:
@@ -75,38 +96,59 @@ class _Scan:
 
     def __init__(self, text: str, path: str | Path) -> None:
         self.text, self.path, self.at = text, path, 0
+        self.odd = 0
 
-    def members(self, where: str) -> Iterator[str]:
-        """Yield the names of an object; the caller reads the value of each before it asks for the next."""
+    def begins(self, where: str) -> bool:
+        """Go into an object; tell whether anything is in it."""
         self.mark("{", where)
-        seen: set[str] = set()
-        if self.is_next("}"):
-            self.mark("}", where)
-            return
-        while True:
-            name = self.string(f"a name in {where}")
-            if name in seen:
-                refuse(self.path, f"A name stands twice in {where}.", found=shown(name), expected="each name once")
-            seen.add(name)
-            if len(seen) > MOST_NAMES:
-                problem, found = f"Too many names stand in {where}.", f"more than {MOST_NAMES}"
-                refuse(self.path, problem, found=found, expected=f"at most {MOST_NAMES}", fix=SPLIT)
-            self.mark(":", where)
-            yield name
-            if self.mark(",}", where) == "}":
+        return not self.is_next("}") or self.mark("}", where) != "}"
+
+    def goes_on(self, where: str) -> bool:
+        """Tell whether another member of the object follows."""
+        return self.mark(",}", where) == ","
+
+    def name(self, where: str, known: Container[str]) -> str:
+        name = self.string(f"a name in {where}")
+        if name in known:
+            self.refuse_twice(name, where)
+        self.mark(":", where)
+        return name
+
+    def usual_members(self, tensors: dict[str, Entry]) -> None:
+        """Take all tensors that are written as they usually are, up to the last or to one that is not."""
+        while usual := _USUAL_MEMBER.match(self.text, self.at):
+            name, dtype, sizes, begin, end = usual.groups()
+            if name in tensors or name == METADATA:
                 return
+            tensors[name] = _entry(dtype, sizes, begin, end)
+            self.at = usual.end()
+
+    def texts(self) -> dict[str, str]:
+        """Take an object of texts."""
+        found: dict[str, str] = {}
+        more = self.begins(METADATA)
+        while more:
+            name = self.name(METADATA, found)
+            found[name] = self.string(f"a text of {METADATA}")
+            if len(found) > MOST_TEXTS:
+                problem, count = f"Too many names stand in {METADATA}.", f"more than {MOST_TEXTS}"
+                refuse(self.path, problem, found=count, expected=f"at most {MOST_TEXTS}", fix=SPLIT)
+            more = self.goes_on(METADATA)
+        return found
 
     def entry(self, name: str) -> Entry:
-        usual = _USUAL_ENTRY.match(self.text, self.at)
-        if not usual:
-            return self.unusual_entry(name)
-        self.at = usual.end()
-        dtype, sizes, begin, end = usual.groups()
-        return Entry(dtype, tuple(map(int, sizes.split(","))) if sizes else (), int(begin), int(end))
+        for form in _ENTRIES:
+            if usual := form.match(self.text, self.at):
+                self.at = usual.end()
+                return _entry(*usual.group("dtype", "sizes", "begin", "end"))
+        return self.unusual_entry(name)
 
     def unusual_entry(self, name: str) -> Entry:
-        """Read an entry whose keys have another order, or say what is wrong with it."""
+        """Read an entry that is written in some other way, or say what is wrong with it."""
         where = f"The entry of tensor {shown(name)}"
+        self.odd += 1
+        if self.odd > MOST_ODD:
+            self.refuse("Too many of its entries are written in ways of their own.", ENTRY)
         piece = _ANY_ENTRY.match(self.text, self.at)
         if not piece or piece[1].count("[") > 2:
             self.refuse(f"{where} cannot be read.", ENTRY)
@@ -154,10 +196,17 @@ class _Scan:
         found = _MARK.match(self.text, self.at)
         return bool(found) and found[1] == wanted
 
+    def refuse_twice(self, name: str, where: str) -> NoReturn:
+        refuse(self.path, f"A name stands twice in {where}.", found=shown(name), expected="each name once")
+
     def refuse(self, problem: str, expected: str) -> NoReturn:
         here = self.text[self.at : self.at + 40]
         found = f"{here!a} at character {self.at}" if here else f"its end, at character {self.at}"
         refuse(self.path, problem, found=found, expected=expected)
+
+
+def _entry(dtype: str, sizes: str, begin: str, end: str) -> Entry:
+    return Entry(dtype, tuple(map(int, sizes.split(","))) if sizes else (), int(begin), int(end))
 
 
 def _are_sizes(value: object) -> bool:
