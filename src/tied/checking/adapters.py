@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tied.checking.declarations import Seen
+from tied.checking.declarations import Seen, at
 from tied.checking.report import Finding, Group, quoted
 from tied.checking.rules import finding
 
@@ -28,9 +28,20 @@ def look_at_adapters(seen: Seen) -> Iterator[Finding]:
             layer = adapted[0].partition(BASE)[0]
             end = others[0] if others else adapted[1]
             what = f"{layer} has an adapter, and its weight is shared with {end}: merging changes that too."
-            fix = "keep the adapter unmerged; or tied.untie(model) before you add it"
-            yield finding("TIE411", group.names, what, fix)
+            yield finding("TIE411", group.names, what, _fix_of_adapter(seen, adapted[0]))
         yield from _trained_copy(seen, group)
+
+
+def _fix_of_adapter(seen: Seen, name: str) -> str:
+    """Return what gives the adapted end a weight of its own, which it may be merged into."""
+    path, _, attribute = name.rpartition(".")
+    if seen.shelf.tensor(name) is None:
+        return f"tied.untie(model, {quoted(name)})  # then merge"
+    fix = f"import copy; m = model.get_submodule({quoted(path)}); m.{attribute} = copy.deepcopy(m.{attribute})"
+    declared = next(
+        (pair for pair in seen.declared if name in seen.present(pair.target) + seen.present(pair.source)), None
+    )
+    return f"{fix}; {at(declared.path)}.config.tie_word_embeddings = False" if declared else fix
 
 
 def _has_adapter(seen: Seen, name: str) -> bool:
@@ -44,14 +55,14 @@ def _trained_copy(seen: Seen, group: Group) -> Iterator[Finding]:
     wrapped = [name for name in group.names if ORIGINAL in name]
     if not wrapped or len(group.names) < 2:
         return
-    copies = {seen.memory[other] for name in wrapped for other in _copies(seen, name)}
+    copies = [other for name in wrapped for other in _copies(seen, name)]
     ends = {name.partition(ORIGINAL)[0] for name in wrapped}
-    if len(ends) == len(group.names) and len(copies) == 1:
+    if not copies or (len(ends) == len(group.names) and len({seen.memory[other] for other in copies}) == 1):
         return
     layer = wrapped[0].partition(ORIGINAL)[0]
-    end = next((name for name in group.names if name not in wrapped), group.names[-1])
+    end = next((name for name in group.names if name not in wrapped), copies[-1])
     what = f"{layer} is trained as a copy of its own, while {end}, which shared its weight, stays as it was."
-    fix = f"LoraConfig(..., ensure_weight_tying=True)  # or tie the copy: tied.tie(model, ..., {quoted(end)})"
+    fix = f"tied.tie(model, {quoted(end)}, {quoted(copies[0])})  # then build the optimizer anew"
     yield finding("TIE412", group.names, what, fix)
 
 

@@ -116,9 +116,9 @@ def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ..
     for group in groups:
         leaf = group.parts[0] if group.parts else group
         if leaf.names in apart:
-            _, code, origin = apart[leaf.names]
+            _, code, pair = apart[leaf.names]
             if code:
-                yield apart_finding(group, code, origin)
+                yield apart_finding(seen, group, code, pair)
         elif group.state == "half-tied":
             yield _half_tied(seen, group, leaf)
         elif group.state == "equal":
@@ -127,10 +127,13 @@ def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ..
 
 
 def _half_tied(seen: Seen, group: Group, leaf: Group) -> Finding:
-    kinds = {isinstance(seen.shelf.tensor(name), nn.Parameter) for name in leaf.names}
-    if kinds != {True}:
+    buffers = [name for name in leaf.names if not seen.shelf.is_parameter(name)]
+    if buffers:
+        path, _, attribute = buffers[0].rpartition(".")
         what = f"{_listed(group)} lie over one memory, until the model is cast, moved or copied."
-        return finding("TIE110", group.names, what, severity="warning" if True in kinds else None)
+        fix = f"m = model.get_submodule({quoted(path)}); m.{attribute} = m.{attribute}.clone()"
+        is_note = len(buffers) == len(leaf.names)
+        return finding("TIE110", group.names, what, "" if is_note else fix, severity=None if is_note else "warning")
     what = f"{_listed(group)} are Parameters over one memory: an optimizer steps it several times, and casts part it."
     return finding("TIE101", group.names, what, fix_of_half_tied(seen, group))
 

@@ -6,15 +6,15 @@ is not declared where it must be. Must not know how others declare: `declared.py
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tied.checking.copies import equal_values
-from tied.checking.declared import Pair, is_offloaded, pairs, transformers_models, undone
+from tied.checking.declared import Pair, is_configured, is_offloaded, pairs, rules, transformers_models, undone
 from tied.checking.groups import group_of, suffix
 from tied.checking.report import IDENTITY, OVERLAP, Finding, Group, State, expression, quoted
 from tied.checking.rules import finding
@@ -49,11 +49,24 @@ class Seen:
         """The models of transformers inside, by the prefix of their names."""
         return dict(transformers_models(self.shelf.modules))
 
-    def present(self, name: str) -> str | None:
-        """Return the name under which a declared one is found, inside an adapter if need be; None where it is not."""
+    @cached_property
+    def declared(self) -> list[Pair]:
+        """What the models of transformers inside declare."""
+        models = {prefix.removesuffix("."): module for prefix, module in self.pretrained.items()}
+        return list(pairs(models, self.bare)) if models else []
+
+    @cached_property
+    def bare(self) -> Collection[str]:
+        """The names as they were before adapters wrapped what holds them."""
+        names = (name for name in self.memory if ".modules_to_save." not in name)
+        return dict.fromkeys(name.replace(f"{WRAPPED[0]}.", ".").replace(f"{WRAPPED[1]}.", ".") for name in names)
+
+    def present(self, name: str) -> list[str]:
+        """Return the names under which a declared one is found: an adapter puts it elsewhere, or trains a copy."""
         owner, _, attribute = name.rpartition(".")
-        found = (name, *(f"{owner}{inside}.{attribute}" for inside in WRAPPED))
-        return next((other for other in found if other in self.memory), None)
+        copies = self.shelf.modules.get(f"{owner}.modules_to_save")
+        inside = [*WRAPPED, *(f".modules_to_save.{key}" for key in (copies._modules if copies is not None else ()))]
+        return [other for place in ("", *inside) if (other := f"{owner}{place}.{attribute}") in self.memory]
 
 
 class Apart(NamedTuple):
@@ -64,34 +77,48 @@ class Apart(NamedTuple):
 
     group: Group
     code: str
-    origin: str
+    pair: Pair
 
 
 def judge(seen: Seen) -> Iterator[Apart | Finding]:
     """Yield what is declared and not there, and what is wrong with declarations themselves."""
     yield from _cut(seen)
-    if not seen.pretrained:
-        return
-    declared = list(
-        pairs({prefix.rstrip("."): module for prefix, module in seen.pretrained.items()}, seen.memory.keys())
-    )
-    yield from _pairs(seen, declared)
-    yield from _undeclared(seen, declared)
+    yield from _pairs(seen)
+    yield from _undeclared(seen) if seen.pretrained else ()
     for prefix, module in seen.pretrained.items():
-        inside = [name.removeprefix(prefix) for name in seen.memory if name.startswith(prefix)]
+        inside = [name.removeprefix(prefix) for name in seen.bare if name.startswith(prefix)]
         for rule in undone(module, inside):
             names = [f"{prefix}{rule.pairs[0][0]}", f"{prefix}{rule.pairs[0][1]}"]
             what = f"The rule '{rule.rule}' = '{rule.source}' of {type(module).__name__} is undone by a later rule"
             yield finding("TIE107", names, f"{what}: these two are not tied.")
 
 
-def fix_of_half_tied(seen: Seen, group: Group) -> str:
-    """Return what makes one Parameter of several over one memory, or gives an odd one memory of its own."""
+def fix_of_half_tied(seen: Seen, group: Group, anew: str = "") -> str:
+    """Return what makes one Parameter of several over one memory, or gives an odd one memory of its own.
+
+    Args:
+        seen: The model.
+        group: Half-tied.
+        anew: A line that makes the optimizer anew, if it is known.
+    """
     if OVERLAP in group.transforms:
         odd = group.names[group.transforms.index(OVERLAP)]
         return f"p = model.get_parameter({quoted(odd)}); p.data = p.data.clone()"
-    known = hasattr(seen.shelf.model, "tie_weights")
-    return f"{'model.tie_weights()' if known else 'tied.adopt(model, half_tied=True)'}  # then build the optimizer anew"
+    found = {other: pair for pair in seen.declared for name in pair[:2] for other in seen.present(name)}
+    declared = next((found[name] for name in group.names if name in found), None)
+    fix = _call_of_tie_weights(seen, declared.path) if declared else "tied.adopt(model, half_tied=True)"
+    return f"{fix}; {anew}" if anew else f"{fix}  # then build the optimizer anew"
+
+
+def _call_of_tie_weights(seen: Seen, path: str) -> str:
+    """Let the outermost model of transformers around a path tie: it asks all inside."""
+    around = [p for p, module in seen.pretrained.items() if f"{path}.".startswith(p) and hasattr(module, "tie_weights")]
+    return f"{at(around[0].removesuffix('.') if around else path)}.tie_weights()"
+
+
+def at(path: str) -> str:
+    """Write what is at a path, as a line that is to be pasted begins."""
+    return f"model.get_submodule({quoted(path)})" if path else "model"
 
 
 # -- ties of `tied` -----------------------------------------------------------------------------------
@@ -101,54 +128,53 @@ def _cut(seen: Seen) -> Iterator[Apart]:
     for cut in cuts(seen.shelf.model) if seen.shelf.has_ties else ():
         target, sources = ".".join(cut.target), [".".join(address) for address in cut.source.sources()]
         transforms = [IDENTITY, *["source"] * (len(sources) - 1), suffix(cut.source)]
-        yield Apart(
-            group_of("declared", [*sources, target], transforms, seen.shelf.tensor(sources[0])), "TIE109", "tied"
-        )
+        group = group_of("declared", [*sources, target], transforms, seen.shelf.tensor(sources[0]))
+        yield Apart(group, "TIE109", Pair(target, sources[0], "tied", ""))
 
 
 # -- pairs --------------------------------------------------------------------------------------------
 
 
-def _pairs(seen: Seen, declared: Iterable[Pair]) -> Iterator[Apart | Finding]:
+def _pairs(seen: Seen) -> Iterator[Apart | Finding]:
     components: dict[str, list[str]] = {}
-    origins: dict[str, str] = {}
-    for pair in declared:
-        target, source = seen.present(pair.target), seen.present(pair.source)
-        if target is None or source is None:
-            names = [name for name, found in zip(pair[:2], (target, source), strict=True) if found is None]
+    origins: dict[str, Pair] = {}
+    for pair in seen.declared:
+        targets, sources = seen.present(pair.target), seen.present(pair.source)
+        if not targets or not sources:
+            names = [name for name, found in zip(pair[:2], (targets, sources), strict=True) if not found]
             what = f"{pair.origin} declares {pair.target} = {pair.source}, and has no {' and no '.join(names)}."
             yield finding("TIE108", pair[:2], what)
             continue
+        ends = ((target, source) for target in targets for source in sources)
+        target, source = next((e for e in ends if seen.memory[e[0]] == seen.memory[e[1]]), (targets[0], sources[0]))
         one = components.setdefault(source, [source])
         for name in components.get(target, [target]):
             if name not in one:
                 one.append(name)
             components[name] = one
-        origins[source] = origins[target] = pair.origin
+        origins[source] = origins[target] = pair
     for names in {id(names): names for names in components.values()}.values():
         distinct = list({seen.memory[name]: name for name in reversed(names)}.values())[::-1]
         if len(distinct) > 1:
-            yield from _apart(seen, distinct, origins[distinct[0]])
+            yield _apart(seen, distinct, origins[distinct[0]])
 
 
-def _apart(seen: Seen, names: list[str], origin: str) -> Iterator[Apart]:
+def _apart(seen: Seen, names: list[str], pair: Pair) -> Apart:
     """Say how tensors that are declared one, and are several, differ."""
-    tensors = [seen.shelf.tensor(name) for name in names]
-    owners = [seen.shelf.owner(name) for name in names]
-    if any(is_offloaded(owner) for owner in owners):
-        yield Apart(group_of("declared", names, [IDENTITY] * len(names), tensors[0]), "", origin)
-        return
-    state = _state([tensor for tensor in tensors if tensor is not None])
-    several = len({tensor.device for tensor in tensors if tensor is not None}) > 1
-    code = "TIE501" if several else {"equal": "TIE103", "drifted": "TIE102"}.get(state, "TIE104")
-    yield Apart(group_of(state, names, [IDENTITY] * len(names), tensors[0]), code, origin)
+    tensors = [tensor for name in names if (tensor := seen.shelf.tensor(name)) is not None]
+    is_elsewhere = any(is_offloaded(seen.shelf.owner(name)) for name in names)
+    state = "declared" if is_elsewhere else _state(tensors)
+    code = {"equal": "TIE103", "drifted": "TIE102"}.get(state, "TIE104")
+    code = "TIE501" if len({tensor.device for tensor in tensors}) > 1 else code
+    group = group_of(state, names, [IDENTITY] * len(names), seen.shelf.tensor(names[0]))
+    return Apart(group, "" if is_elsewhere else code, pair)
 
 
-def apart_finding(group: Group, code: str, origin: str) -> Finding:
+def apart_finding(seen: Seen, group: Group, code: str, pair: Pair) -> Finding:
     """Say what is wrong with a group that is declared one."""
     if code == "TIE109":
         what = f"The declared tie {group.names[-1]} = {expression(group, -1)} was cut from outside."
-        return finding(code, group.names, what, 'tied.retie(model)  # or retie(model, keep="source")')
+        return finding(code, group.names, what, 'tied.retie(model, keep="source")  # or keep="target"')
     also = f" (and {len(group.names) - 2} more)" if len(group.names) > 2 else ""
     what = {
         "TIE102": "and their values differ",
@@ -156,12 +182,11 @@ def apart_finding(group: Group, code: str, origin: str) -> Finding:
         "TIE104": "which are two tensors",
         "TIE501": "which are copies on two devices",
     }[code]
-    fix = "model.tie_weights()"
+    fix = _call_of_tie_weights(seen, pair.path)
     if code == "TIE102":
-        fix += "  # loses the target's values; to keep both: model.config.tie_word_embeddings = False"
+        fix += f"  # loses the target's values; to keep both: {at(pair.path)}.config.tie_word_embeddings = False"
     equation = " = ".join((*group.names[1:2], *group.names[:1]))
-    message = f"{origin} declares {equation}{also}, {what}."
-    return finding(code, group.names, message, fix)
+    return finding(code, group.names, f"{pair.origin} declares {equation}{also}, {what}.", fix)
 
 
 def _state(tensors: list[Tensor]) -> State:
@@ -171,16 +196,24 @@ def _state(tensors: list[Tensor]) -> State:
     return "declared" if None in found else "drifted" if False in found else "equal"
 
 
-def _undeclared(seen: Seen, declared: list[Pair]) -> Iterator[Finding]:
+def _undeclared(seen: Seen) -> Iterator[Finding]:
     """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
-    prefixes = list(seen.pretrained)
-    known = {seen.present(name) for pair in declared for name in pair[:2]}
+    known = {other for pair in seen.declared for name in pair[:2] for other in seen.present(name)}
     for group in seen.groups:
         own = [name for name in group.names if seen.shelf.tensor(name) is not None]
-        inside = [name for name in own if any(name.startswith(prefix) for prefix in prefixes)]
+        inside = [name for name in own if any(name.startswith(prefix) for prefix in seen.pretrained)]
         unknown = [name for name in inside if name not in known]
-        is_parameter = isinstance(seen.shelf.tensor(own[0]), nn.Parameter) if own else False
-        if len(inside) > 1 and unknown and is_parameter and group.state == "tied":
+        if len(inside) > 1 and unknown and seen.shelf.is_parameter(own[0]) and group.state == "tied":
             what = f"{' and '.join(inside[:3])} are one tensor, which transformers does not know: saving refuses, or"
-            fix = "model.config.tie_word_embeddings = True  # or tied.adopt(model) and tied.save"
-            yield finding("TIE106", inside, f"{what} drops one, and loading draws it anew.", fix)
+            what += " drops one, and loading draws it anew."
+            yield finding("TIE106", inside, what, _fix_of_undeclared(seen, inside))
+
+
+def _fix_of_undeclared(seen: Seen, names: list[str]) -> str:
+    """Return the configuration that declares what is shared; where there is none, `tied` declares and saves it."""
+    for prefix, module in seen.pretrained.items():
+        inside = [name.removeprefix(prefix) for name in seen.bare if name.startswith(prefix)]
+        ruled = {prefix + name for pair in rules(module, inside).items() for name in pair}
+        if not is_configured(module) and ruled.issuperset(names):
+            return f"{at(prefix.removesuffix('.'))}.config.tie_word_embeddings = True"
+    return "tied.adopt(model)  # and tied.save, which knows of it"

@@ -19,11 +19,12 @@ from torch import nn
 
 
 class Pair(NamedTuple):
-    """One declared tie: two names of the model, and who says so."""
+    """One declared tie: two names of the model, the class that says so, and its path."""
 
     target: str
     source: str
     origin: str
+    path: str
 
 
 class Undone(NamedTuple):
@@ -50,23 +51,25 @@ def transformers_models(model: Modules) -> Iterator[tuple[str, Any]]:
 def pairs(model: Modules, names: Collection[str]) -> Iterator[Pair]:
     """Yield every declared tie of a model whose tensors have these names."""
     for prefix, module in transformers_models(model):
+        if not is_configured(module):
+            continue  # what it tied when it was made holds no more: its own `tie_weights` asks anew
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        declared = dict(_by_configuration(module, inside))
         known = getattr(module, "all_tied_weights_keys", None)
-        declared |= known if isinstance(known, Mapping) else {}
-        for target, source in declared.items():
-            yield Pair(f"{prefix}{target}", f"{prefix}{source}", type(module).__name__)
+        for target, source in (rules(module, inside) | (dict(known) if isinstance(known, Mapping) else {})).items():
+            yield Pair(f"{prefix}{target}", f"{prefix}{source}", type(module).__name__, prefix.removesuffix("."))
 
 
-def _by_configuration(module: Any, names: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield what the configuration of one model of transformers asks for now."""
+def is_configured(module: Any) -> bool:
+    """Tell whether the configuration of a model of transformers asks for ties now."""
+    return bool(getattr(module.config, "tie_word_embeddings", False))
+
+
+def rules(module: Any, names: list[str]) -> dict[str, str]:
+    """Return the pairs that one model of transformers ties if its configuration asks for it."""
     keys = module._tied_weights_keys
-    if not keys or not getattr(module.config, "tie_word_embeddings", False):
-        return
     if isinstance(keys, Mapping):
-        yield from expand(keys, names).items()
-    else:
-        yield from _of_list(module, keys, names)
+        return expand(keys, names)
+    return dict(_of_list(module, keys, names)) if keys else {}
 
 
 def expand(keys: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
@@ -91,7 +94,7 @@ def matches(target: str, source: str, names: Collection[str]) -> list[tuple[str,
 def undone(module: Any, names: Collection[str]) -> Iterator[Undone]:
     """Yield the rules of one model of transformers that match, and of which later rules leave nothing."""
     keys = module._tied_weights_keys
-    if not isinstance(keys, Mapping) or not getattr(module.config, "tie_word_embeddings", False):
+    if not isinstance(keys, Mapping) or not is_configured(module):
         return
     final = expand(keys, names)
     root = {name: final.get(name, name) for name in names}

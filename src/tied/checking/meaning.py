@@ -21,6 +21,7 @@ from tied.checking.report import Finding, Group, quoted
 from tied.checking.rules import finding
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
+_STATISTICS = ("running_mean", "running_var")
 _ROWS, _WORDS = 16, 8192  # how many features, and how many rows of a head, the first loss is estimated from
 
 
@@ -130,7 +131,20 @@ def _statistics(seen: Seen, group: Group) -> Iterator[Finding]:
     if len(ends) > 1 and all(isinstance(end.module, _NormBase) for end in ends):
         paths = [end.path for end in ends]
         what = f"{' and '.join(paths[:3])} update the same running statistics: in eval both use the average."
-        yield finding("TIE205", paths, what, "give each place a norm of its own, and tie weight and bias only")
+        yield finding("TIE205", paths, what, _fix_of_statistics(seen, *paths[:2]))
+
+
+def _fix_of_statistics(seen: Seen, one: str, other: str) -> str:
+    """Return what gives the second of two places statistics of its own, and keeps weight and bias tied."""
+    modules = seen.shelf.modules
+    if modules[one] is not modules[other]:
+        return f"m = model.get_submodule({quoted(other)})" + "".join(f"; m.{n} = m.{n}.clone()" for n in _STATISTICS)
+    while modules[outer := one.rpartition(".")[0]] is modules[another := other.rpartition(".")[0]] and outer != another:
+        one, other = outer, another  # the outermost that stands at both
+    copied = f"copy.deepcopy(model.get_submodule({quoted(one)}))"
+    return (
+        f"import copy; model.set_submodule({quoted(other)}, {copied}); tied.tie(model, {quoted(other)}, {quoted(one)})"
+    )
 
 
 def _rows(seen: Seen) -> Iterator[Finding]:
@@ -146,6 +160,9 @@ def _rows(seen: Seen) -> Iterator[Finding]:
         if _is_even(module.bias) and _rows_are_equal(module.weight.detach()):
             what = f"Every unit of {path} has the same weights and bias, and gets the same gradient: they stay equal."
             fix = f"torch.nn.init.uniform_(model.get_submodule({quoted(path)}).bias, -0.1, 0.1)"
+            if "bias" not in dict(module.named_parameters()):
+                random = f"torch.empty({module.out_features}).uniform_(-0.1, 0.1)"
+                fix = f"model.get_submodule({quoted(path)}).bias = torch.nn.Parameter({random})"
             yield finding("TIE207", (name,), what, fix)
 
 
