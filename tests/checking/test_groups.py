@@ -251,6 +251,34 @@ def test_a_declared_target_of_a_view_is_told_from_the_first_name():
     assert groups(model)[0].transforms == ("identity", ".T", ".T.T")
 
 
+def test_a_target_that_is_a_view_as_it_is():
+    model = nn.ModuleDict({"a": linear(4, 6, bias=False), "b": linear(4, 3, bias=False), "c": linear(4, 3, bias=False)})
+    model.b.weight = Parameter(model.a.weight[:3])
+    tied.tie(model, "c.weight", "b.weight")
+    assert groups(model)[0].transforms == ("identity", "[:3]", "[:3]")
+
+
+def test_targets_of_a_computed_source_are_one_group():
+    model = nn.ModuleDict({"a": linear(4, 6), "b": linear(6, 4), "c": linear(4, 6)})
+    torch.nn.utils.parametrizations.weight_norm(model.a)
+    tied.tie(model, {"b.weight": "a.weight.T", "c.weight": "a.weight"})
+    (group,) = groups(model)
+    assert (group.names, group.transforms) == (("a.weight", "b.weight", "c.weight"), ("identity", ".T", "identity"))
+    assert size_without_sharing(Shelf.of(model)) == sum(t.nbytes for t in model.state_dict().values())
+    model = nn.ModuleDict({"a": linear(4, 6), "b": linear(4, 2), "c": linear(4, 8)})
+    torch.nn.utils.parametrizations.weight_norm(model.a)
+    tied.tie(model, "c.weight", "cat([a.weight, b.weight], 0)")
+    assert size_without_sharing(Shelf.of(model)) == sum(t.nbytes for t in model.state_dict().values())
+
+
+def test_a_target_that_was_overwritten_is_in_no_group():
+    model = nn.ModuleDict({"a": nn.BatchNorm1d(3), "b": nn.BatchNorm1d(3)})
+    tied.tie(model, "b.running_mean", "a.running_mean", buffers=True)
+    assert names_of(model) == [("a.running_mean", "b.running_mean")]
+    model.b._buffers["running_mean"] = torch.zeros(3)
+    assert names_of(model) == []
+
+
 def test_ties_of_several_sources_are_groups_of_their_own():
     model = nn.ModuleDict({"a": linear(4, 2), "b": linear(4, 4), "c": linear(4, 6)})
     tied.tie(model, "c.weight", "cat([a.weight, b.weight], 0)")
@@ -290,6 +318,17 @@ def test_memory_is_counted_once():
     assert numbers(weight[::2], weight[:, ::2]) == 3 * 4 + 3 * 2
     assert numbers(nn.UninitializedParameter(), torch.zeros(0)) == 0
     assert counted(weight.double(), torch.zeros(3, dtype=torch.int8)) == (27, 24 * 8 + 3)
+
+
+def test_a_parameter_over_a_part_of_a_buffer():
+    model, table = nn.Module(), torch.zeros(30)
+    model.register_buffer("table", table)
+    model.weight = Parameter(table[:20])
+    assert count(Shelf.of(model)) == (20, 120)
+    model.more = Parameter(table[10:15])
+    assert count(Shelf.of(model)) == (20, 120)
+    model.other = Parameter(table[25:])
+    assert count(Shelf.of(model)) == (25, 120)
 
 
 # -- whole modules ------------------------------------------------------------------------------------

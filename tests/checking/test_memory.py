@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from tied.checking import memory
-from tied.checking.memory import overlapping, pieces
+from tied.checking.memory import overlapping, pieces, size_of
 
 
 def elements(view: Tensor) -> set[int]:
@@ -92,6 +92,20 @@ def test_columns_that_wrap_round_a_row_are_compared_all_the_same():
     assert overlapping([wrapped, matrix[:, 4:8]]) == []
 
 
+def test_columns_that_wrap_by_one_byte_are_compared_all_the_same():
+    matrix = torch.zeros(5, 12, dtype=torch.int8)
+    wrapped = matrix.flatten()[11:].as_strided((4, 2), (12, 1))
+    assert overlapping([wrapped, matrix[:, :1]]) == [[0, 1]]
+    assert overlapping([wrapped, matrix[:, 1:11]]) == []
+
+
+def test_a_dimension_of_one_leaves_no_gap():
+    (piece,) = pieces(torch.zeros(100).as_strided((1, 5), (50, 1)))
+    assert piece.is_dense
+    (piece,) = pieces(torch.zeros(100).as_strided((2, 5), (50, 1)))
+    assert not piece.is_dense
+
+
 def test_overlap_is_counted_in_bytes():
     words = torch.zeros(4, dtype=torch.int32)
     halves = words.view(torch.int16)
@@ -169,6 +183,19 @@ def test_a_wrapper_is_what_it_holds():
     other = Wrapper(data.clone(), torch.ones(4))
     assert overlapping([one, two, other]) == [[0, 1]]
     assert len(pieces(one)) == 2
+    assert size_of(one) == 24 + 16
+    assert overlapping([one, data]) == [[0, 1]]
+
+
+def test_a_wrapper_joins_what_lies_under_each_of_its_parts():
+    data, scale = torch.zeros(4, 6, dtype=torch.int8), torch.ones(4)
+    assert overlapping([Wrapper(data, scale), data, scale, scale.clone()]) == [[0, 1, 2]]
+    assert overlapping([data, scale]) == []
+
+
+def test_one_object_is_one_group_whatever_it_is():
+    for tensor in (torch.zeros(4), torch.zeros(4, 6).t(), torch.zeros(0), nn.UninitializedParameter()):
+        assert overlapping([tensor, torch.zeros(3), tensor]) == [[0, 2]]
 
 
 def test_expanded_tensors_are_where_their_memory_is():

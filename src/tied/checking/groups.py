@@ -89,7 +89,7 @@ def _with_ledger(shelf: Shelf, found: list[Group]) -> Iterator[Group]:
             continue  # it was cut: the target has a tensor of its own
         target, sources = prefix + ".".join(tie.target), [prefix + ".".join(s) for s in tie.source.sources()]
         first = shelf.tensor(sources[0])
-        if len(sources) > 1 or first is None:
+        if len(sources) > 1:
             more.append(_several(shelf, target, sources, tie.source))
             continue
         source = sources[0]
