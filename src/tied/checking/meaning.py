@@ -88,7 +88,7 @@ def _head(seen: Seen, table: End, others: list[End]) -> Iterator[Finding]:
         return
     loss, chance = first_loss(weight.detach()), math.log(weight.shape[0])
     if loss > 2 * chance:
-        what = f"{table.name} is drawn from N(0, 1), too wide for the head {heads[0].path}: on features of unit"
+        what = f"{table.name} is drawn from N(0, 1), which is too wide for {heads[0].name}: on features of unit"
         what += f" variance the first loss is {loss:.3g}, where guessing gives ln {weight.shape[0]} = {chance:.3g}."
         fix = f"torch.nn.init.normal_(model.get_parameter({quoted(table.name)}), std={weight.shape[1] ** -0.5:.3g})"
         yield finding("TIE204", (table.name, heads[0].name), what, fix)

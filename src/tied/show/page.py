@@ -20,7 +20,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th { text-align: right; vertical-align: bottom; font-weight: 600; white-space: pre-line; }
-td { text-align: right; white-space: nowrap; }
+td { text-align: right; vertical-align: top; white-space: nowrap; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.good { color: #1b6e3c; } td.bad { color: #a8321e; font-weight: 600; }
@@ -107,12 +107,21 @@ def table_to_html(table: Table) -> str:
         >>> table_to_html(Table(("name",), ((Cell("a<b", "bad"),),))).split("\n")[1]
         '<tr><td class="bad">a&lt;b</td></tr>'
     """
-    heads = "".join(f"<th>{escape(header)}</th>" for header in table.headers)
-    rows = "\n".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows)
+    heads = "".join(f"<th{_aligned(table, index)}>{escape(head)}</th>" for index, head in enumerate(table.headers))
+    rows = "\n".join(f"<tr>{_cells(table, row)}</tr>" for row in table.rows)
     notes = "\n".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     return f'<div class="wide"><table><tr>{heads}</tr>\n{rows}\n</table></div>\n{notes}'
 
 
-def _cell(cell: Cell) -> str:
+def _cells(table: Table, row: tuple[Cell, ...]) -> str:
+    return "".join(_cell(cell, _aligned(table, index)) for index, cell in enumerate(row))
+
+
+def _aligned(table: Table, index: int) -> str:
+    """Return the style of a column of words, in place, for a notebook has another sheet than the page."""
+    return ' style="text-align: left; vertical-align: top"' if index < table.words and table.words > 1 else ""
+
+
+def _cell(cell: Cell, style: str = "") -> str:
     kind = "" if cell.tone == "plain" else f' class="{cell.tone}"'
-    return f"<td{kind}>{escape(cell.text)}</td>"
+    return f"<td{kind}{style}>{escape(cell.text).replace(chr(10), '<br>')}</td>"

@@ -108,7 +108,7 @@ def to_text(report: Report) -> str:
     hidden = len(report.findings) - MOST_FINDINGS
     blocks += [f"... and {hidden} more findings"] if hidden > 0 else []
     blocks += ["\n".join(_wrapped(note, "note: ")) for note in report.notes]
-    return "\n\n".join([*blocks, f"{verdict(report)}."])
+    return "\n\n".join([*blocks, f"{verdict(report).capitalize()}."])
 
 
 def _group_lines(report: Report) -> Iterator[str]:
@@ -158,7 +158,7 @@ def to_fragment(report: Report) -> str:
 def _parts(report: Report) -> Iterator[Part]:
     yield Paragraph(f"{summary(report)}; {verdict(report)}.")
     if report.groups:
-        yield Table(("state", "name", "size", "what"), tuple(_rows(report)))
+        yield Table(("state", "name", "what", "size"), tuple(map(_row, report.groups)), words=3)
     for finding in report.findings:
         yield Heading(f"{finding.severity} {finding.code} {RULES[finding.code].title}")
         yield Paragraph(harmless(finding.message))
@@ -167,8 +167,7 @@ def _parts(report: Report) -> Iterator[Part]:
     yield from (Paragraph(harmless(note)) for note in report.notes)
 
 
-def _rows(report: Report) -> Iterator[tuple[Cell, ...]]:
-    for group in report.groups:
-        entry = entry_of(group)
-        yield Cell(entry.state, TONES.get(entry.state, "plain")), Cell(entry.first), Cell(entry.size), Cell(entry.what)
-        yield from ((Cell(""), Cell(other), Cell(""), Cell("")) for other in entry.others)
+def _row(group: Group) -> tuple[Cell, ...]:
+    entry = entry_of(group)
+    names = "\n".join((entry.first, *entry.others))
+    return Cell(entry.state, TONES.get(entry.state, "plain")), Cell(names), Cell(entry.what), Cell(entry.size)

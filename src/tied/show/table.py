@@ -31,11 +31,13 @@ class Table:
         headers: One per column; may hold line breaks.
         rows: Each as long as `headers`. The first column names the row and is left-aligned.
         notes: Sentences below the table.
+        words: How many columns, from the first, hold words, which are left-aligned in HTML; the others hold figures.
     """
 
     headers: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    words: int = 1
 
     def widths(self) -> list[int]:
         """Return the width of each column in characters."""
