@@ -1,7 +1,10 @@
 """Distributed checkpoints: what is shared is written once, and torch's own reader finds every name of it."""
 
 import os
+import pickle
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from sharing_zoo import BUILDERS, build
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint import FileSystemReader, load, save as save_by_torch
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 import tied
 from tied.distributed import save
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # torch's own load, in one process
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # torch's own load, in one process
+    pytest.mark.filterwarnings("ignore:.*lie over one memory"),
+]
 
 PLAIN = [b for b in BUILDERS if b.__name__ not in ("strided", "conjugate")]  # torch's own reader cannot write there
 
@@ -43,8 +50,10 @@ def test_each_tensor_is_written_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(300, 300), torch.randn(300)
     state = {"a": {"w": weight, "b": bias}, "c": {"w": weight, "b": bias}, "again": weight, "turned": weight.t()}
-    save(state, tmp_path / "shared")
-    save({"a": {"w": weight, "b": bias}, "turned": weight.t()}, tmp_path / "alone")
+    with pytest.warns(UserWarning, match=r"'a\.w', 'turned' lie over one memory, but are not one tensor"):
+        save(state, tmp_path / "shared")
+    with pytest.warns(UserWarning, match=r"tied\.tie\(model, target, source\)"):
+        save({"a": {"w": weight, "b": bias}, "turned": weight.t()}, tmp_path / "alone")
     assert abs(size(tmp_path / "shared") - size(tmp_path / "alone")) < 1000
     names = {index.fqn for index in FileSystemReader(tmp_path / "shared").read_metadata().storage_data}
     assert names == {"a.w", "a.b", "c.w", "c.b", "again", "turned"}
@@ -74,6 +83,139 @@ def test_a_tied_model_has_one_name(tmp_path: Path) -> None:
     assert torch.equal(other.b.weight, model.a.weight.T)
 
 
+# -- read by tied: any model, one process or several
+
+
+class Shared(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        self.norm = nn.BatchNorm1d(4)
+
+
+def by_torch(state: dict[str, object], folder: Path) -> None:
+    save_by_torch(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("write", [save, by_torch])
+@pytest.mark.parametrize("tie", [False, True])
+def test_a_model_is_loaded(nested: bool, write: Callable[..., object], tie: bool, tmp_path: Path) -> None:
+    model, other = Shared(0), Shared(1)
+    model.head.weight = model.embed.weight
+    model.norm.num_batches_tracked.fill_(7)
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(parameter.square().sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    state = model.state_dict()
+    write({"model": state, "optimizer": optimizer.state_dict(), "epoch": 3} if nested else state, tmp_path)
+    if tie:
+        tied.tie(other, "head.weight", "embed.weight")
+    found = tied.load(other, tmp_path)
+    assert found.missing == found.unexpected == ()
+    assert found.dropped == (("head.weight",) if tie else ())
+    assert torch.equal(other.head.weight, model.embed.weight)
+    assert torch.equal(other.embed.weight, model.embed.weight)
+    assert other.norm.num_batches_tracked == 7
+    names = {name.removeprefix("model.") for name in tied.files.load_file(tmp_path) if "optimizer" not in name}
+    assert names == set(state)
+
+
+def test_strict_is_strict(tmp_path: Path) -> None:
+    save(nn.Linear(2, 3).state_dict(), tmp_path)
+    with pytest.raises(tied.FileError, match="does not fit the model"):
+        tied.load(nn.Linear(2, 3, bias=False), tmp_path)
+    model = nn.Linear(2, 3, device="meta")
+    tied.load(model, tmp_path, assign=True)
+    assert model.bias.device.type == "cpu"
+
+
+def test_every_dtype_and_shape_comes_back(tmp_path: Path) -> None:
+    dtypes = [torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64, torch.complex64]
+    state = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in dtypes}
+    state |= {"none": torch.zeros(0, 3), "one": torch.tensor(3.0)}
+    save(dict(state), tmp_path)
+    found = tied.files.load_file(tmp_path)
+    assert {n: (t.dtype, t.shape) for n, t in found.items()} == {n: (t.dtype, t.shape) for n, t in state.items()}
+    assert all(torch.equal(found[name].view(torch.uint8), t.view(torch.uint8)) for name, t in state.items() if t.dim())
+
+
+def test_what_else_wants_a_file_says_so(tmp_path: Path) -> None:
+    save(nn.Linear(2, 3).state_dict(), tmp_path)
+    with pytest.raises(tied.FileError, match="It is a distributed checkpoint"):
+        tied.check(tmp_path)
+
+
+class Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch ran",)
+
+
+def spoil(folder: Path, change: Callable[[Metadata], object]) -> None:
+    path = folder / ".metadata"
+    content = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps(change(content) or content))
+
+
+def place(content: Metadata, **how: object) -> None:
+    index = next(iter(content.storage_data))
+    content.storage_data[index] = replace(content.storage_data[index], **how)
+
+
+def entry(content: Metadata) -> TensorStorageMetadata:
+    found = content.state_dict_metadata["weight"]
+    assert isinstance(found, TensorStorageMetadata)
+    return found
+
+
+def lose_rows(content: Metadata) -> None:
+    entry(content).size = torch.Size([4, 2])
+
+
+def huge(content: Metadata) -> None:
+    entry(content).size = torch.Size([1 << 40, 1 << 40])
+
+
+SPOILED: dict[str, tuple[Callable[[Metadata], object], str]] = {
+    "code": (lambda _: Runs(), "It wants to run code, and was not read."),
+    "another class": (lambda _: nn.Linear(1, 1), "It wants to run code, and was not read."),
+    "nothing": (lambda _: {"a": 3}, "It is broken."),
+    "up": (lambda c: place(c, relative_path="../__0_0.distcp"), "It leads out of its folder."),
+    "absolute": (lambda c: place(c, relative_path="/etc/passwd"), "It leads out of its folder."),
+    "packed": (lambda c: place(c, transform_descriptors=["zstd"]), "Its chunks are packed."),
+    "elsewhere": (lambda c: place(c, offset=3), "It is no checkpoint|Its archive is broken"),
+    "gap": (lose_rows, "It is broken."),
+    "huge": (huge, "It is broken."),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), SPOILED.values(), ids=SPOILED)
+def test_a_hostile_folder(
+    change: Callable[[Metadata], object], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "a"
+    save({"weight": torch.rand(3, 2)}, folder)
+    spoil(folder, change)
+    model = nn.Linear(2, 3, bias=False)
+    before = model.weight.clone()
+    with pytest.raises(tied.FileError, match=problem):
+        tied.load(model, folder)
+    assert torch.equal(model.weight, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("cut", [0, 10, -1, -40])
+def test_a_folder_that_is_cut(cut: int, tmp_path: Path) -> None:
+    for name in (".metadata", "__0_0.distcp"):
+        folder = tmp_path / name.strip("._")
+        save({"weight": torch.rand(3, 2)}, folder)
+        (folder / name).write_bytes((folder / name).read_bytes()[:cut])
+        with pytest.raises(tied.FileError):
+            tied.load(nn.Linear(2, 3, bias=False), folder)
+
+
 def _two(rank: int, folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
@@ -97,8 +239,25 @@ def _two(rank: int, folder: str) -> None:
     load(state, checkpoint_id=Path(folder) / "ckpt")
     model.load_state_dict(state)
     assert torch.equal(model[1].weight.full_tensor(), expected)
+    _loads_by_tied(Path(folder), model, expected)
     dist.barrier()
     os._exit(0)  # torch 2.13 sometimes aborts while it tears down threads of gloo; everything is asserted by now
+
+
+def _loads_by_tied(folder: Path, model: nn.Module, expected: Tensor) -> None:
+    """Load what torch and what we wrote, in chunks of two processes, into a sharded model and a whole one."""
+    by_torch(model.state_dict(), folder / "torch")
+    dist.barrier()
+    for written in ("ckpt", "torch"):
+        whole = nn.Sequential(nn.Embedding(301, 64), nn.Linear(64, 301, bias=False), nn.Linear(301, 64, bias=False))
+        tied.load(whole, folder / written, strict=False)
+        assert torch.equal(whole[0].weight, expected)
+        assert torch.equal(whole[1].weight, expected)
+        with torch.no_grad():
+            model[0].weight.zero_()  # type: ignore[operator, union-attr]
+        tied.load(model, folder / written)
+        assert torch.equal(model[1].weight.full_tensor(), expected)  # type: ignore[operator, union-attr]
+        assert torch.equal(model.state_dict()["0.weight"].full_tensor(), expected)
 
 
 @pytest.mark.distributed

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
@@ -23,6 +23,9 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.state_dict_saver import save as save_by_torch
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
+
+from tied.checking.memory import overlapping
 
 
 def save(state_dict: dict[str, Any], folder: str | os.PathLike[str]) -> Metadata:
@@ -30,8 +33,9 @@ def save(state_dict: dict[str, Any], folder: str | os.PathLike[str]) -> Metadata
 
     Law: `torch.distributed.checkpoint.load` reads it as it reads what torch wrote, under every name.
 
-    All processes have to call. Tensors are the same if they are the same memory with the same sizes; views of another
-    shape (a transposed alias) are written as tensors of their own.
+    All processes have to call. Tensors are the same if they are the same memory with the same sizes. A view of another
+    shape (a transposed alias, a slice) is written as a tensor of its own, with a warning: that format knows no
+    transforms. What is tied by `tied` has no second name in a state dict, and is written once.
 
     Args:
         state_dict: Of a model, or nested, with an optimizer's: as torch's.
@@ -48,10 +52,10 @@ def save(state_dict: dict[str, Any], folder: str | os.PathLike[str]) -> Metadata
         (['embed.weight', 'head.weight'], 1)
     """
     planner = OncePlanner()
-    writer, alone = OnceWriter(folder, planner), not distributed.is_initialized()
+    writer = OnceWriter(folder, planner)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no news
-        return save_by_torch(state_dict, storage_writer=writer, planner=planner, no_dist=alone)
+        return save_by_torch(state_dict, storage_writer=writer, planner=planner)
 
 
 class OncePlanner(DefaultSavePlanner):
@@ -66,6 +70,7 @@ class OncePlanner(DefaultSavePlanner):
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         """Leave the other names out of the plans of all processes, and enter them in the metadata."""
         self.aliases = _aliases(self.state_dict)
+        _warn_of_views({name: value for name, value in self.state_dict.items() if name not in self.aliases})
         plans = [
             replace(plan, items=[item for item in plan.items if item.index.fqn not in self.aliases])
             for plan in all_plans
@@ -107,6 +112,20 @@ def _aliases(state_dict: dict[str, Any]) -> dict[str, str]:
             if kept != name:
                 aliases[name] = kept
     return aliases
+
+
+def _warn_of_views(state_dict: dict[str, Any]) -> None:
+    """Say which of these tensors are views of others, and so are written twice."""
+    tensors = {name: value for name, value in state_dict.items() if type(value) in (Tensor, Parameter)}
+    names = list(tensors)
+    for group in overlapping(list(tensors.values())):
+        shared = ", ".join(repr(names[place]) for place in group[:4]) + (" ..." if len(group) > 4 else "")
+        warnings.warn(
+            f"{shared} lie over one memory, but are not one tensor: each is written by itself, since no reader of "
+            "distributed checkpoints knows transforms. Tied by tied.tie(model, target, source), they have one name in "
+            "the state dict, and are written once.",
+            stacklevel=2,
+        )
 
 
 def _memory(tensor: Tensor) -> Hashable:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tied.errors import during
+from tied.files.chunks import is_distributed, open_distributed
 from tied.files.ledger import Equation, Ledger, read_ledger
 from tied.files.reader import Checkpoint, Stored, open_checkpoint
 
@@ -40,7 +41,8 @@ class Expansion:
             FileError: The file, or what it says, is broken.
             OSError: It cannot be opened.
         """
-        found = open_checkpoint(Path(path))
+        folder = Path(path)
+        found = open_distributed(folder) if is_distributed(folder) else open_checkpoint(folder)
         specs = {name: (stored.dtype, stored.shape) for name, stored in found.tensors.items()}
         return cls(found, read_ledger(found.metadata, specs, found.path))
 
@@ -81,8 +83,8 @@ def load_file(path: str | os.PathLike[str], *, device: torch.device | str = "cpu
     restored has memory of its own. A file without a ledger gives what `safetensors.torch.load_file` gives.
 
     Args:
-        path: A safetensors file, an index, a folder that holds one of them, or a file of `torch.save`, of
-            which nothing but tensors is read.
+        path: A safetensors file, an index, a folder that holds one of them, a file of `torch.save`, or a folder of
+            `torch.distributed.checkpoint`; of these two nothing but tensors is read.
         device: Where the tensors go.
 
     Raises:

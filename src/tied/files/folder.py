@@ -57,6 +57,9 @@ def find_checkpoint(path: Path) -> Path:
         if found:
             names = short(", ".join(shown(one.name) for one in found))
             _refuse(path, "Several checkpoints lie in this folder.", names, "one, or an index", "name the file")
+    if (path / ".metadata").is_file():
+        fix = "tied.load(model, folder), or tied.files.load_file(folder); save that, and look at it"
+        _refuse(path, "It is a distributed checkpoint.", "a folder of chunks", " or ".join(USUAL), fix)
     _refuse(path, "No checkpoint lies in this folder.", "no file of a known kind", " or ".join(USUAL), "name the file")
 
 

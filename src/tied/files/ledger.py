@@ -31,7 +31,7 @@ KEY = "tied"
 VERSION = 1
 MOST_TIMES, MOST_ANYWAY = 64, 1 << 30  # restoring may take that many times the bytes stored, and that many anyway
 MOST_TIES = 40_000
-MOST_MARKS = 30_000  # what is no letter and no digit in expressions that are more than a name; and four for each
+MOST_MARKS = 30_000  # what is no letter and no digit in expressions that are more than a name; long ones count for more
 MOST_NAME = 10_000  # characters
 MOST_STEPS = 100_000  # transforms inferred, over all equations
 _MARKS = re.compile(r"\W")
@@ -252,7 +252,8 @@ class _Reader:
         plain = _plain(text)
         if plain:
             return plain
-        self.marks += 4 + len(_MARKS.findall(text[:MOST_MARKS]))
+        marks = len(_MARKS.findall(text[:MOST_MARKS]))
+        self.marks += 4 + marks + marks * marks // 16
         if self.marks > MOST_MARKS:
             problem, expected = "Its expressions are too long.", f"at most {MOST_MARKS} marks in all of them"
             self.refuse(problem, f"at {shown(target)}", expected, fix=SPLIT, raw=True)

@@ -75,8 +75,9 @@ def load(
 
     Args:
         model: Changed in place.
-        path: A safetensors file, a folder, an index, or a file of `torch.save`, of which nothing but tensors is
-            read; a state dict may be nested in it under a usual key, and its names may begin with `module.`.
+        path: A safetensors file, a folder, an index, a file of `torch.save`, or a folder of
+            `torch.distributed.checkpoint`; of these two nothing but tensors is read. A state dict may be nested in it
+            under a usual key, and its names may begin with `module.`.
         strict: Whether names that only the file has, or only the model, are an error.
         on_conflict: Who wins where a target and its source differ: `"source"`, `"target"`, or `"mean"`, the
             least-squares source over all of them; `"error"` for nobody.

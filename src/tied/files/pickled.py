@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -83,7 +84,14 @@ def open_pickled(path: Path) -> OneFile:
         elif size:
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 check_pickles(content, path, pickles=OLD_PICKLES, times=allowance(size))
-    return described(_load(path, is_zip), path)
+    return described(_load(path, path, mapped=is_zip), path)
+
+
+def unpickled(content: BytesIO, path: Path) -> Any:
+    """Read what `torch.save` wrote to a part of a file; the same is refused."""
+    check_pickles(pickle_in(content, path), path)
+    content.seek(0)
+    return _load(content, path)
 
 
 def described(loaded: Any, path: Path) -> OneFile:
@@ -99,11 +107,11 @@ def _is_plain(value: Tensor, nbytes: int) -> bool:
     return nbytes <= value.untyped_storage().nbytes()
 
 
-def _load(path: Path, is_zip: bool) -> Any:
+def _load(content: Path | BytesIO, path: Path, *, mapped: bool = False) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(content, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
     except Exception as error:  # whatever a broken pickle makes torch say

@@ -142,6 +142,9 @@ class _Count:
     def get(self) -> None:
         self.stack.append(self.memo[self.number(4)])
 
+    def put_next(self) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
     def put(self) -> None:
         self.memo[self.number(4)] = self.stack[-1]
 
@@ -168,6 +171,11 @@ class _Count:
         self.take(3)
         self.at = end + 1
         self.stack.append(name)
+
+    def named(self) -> None:
+        self.take(3)
+        self.stack.pop()
+        self.stack[-1] = ""
 
     def call(self) -> None:
         size = _size(self.stack.pop())
@@ -232,4 +240,8 @@ _METHODS = {
     "Q": _Count.storage,
     "b": _Count.build,
     "\x80": _Count.protocol,
+    "\x8c": lambda count: count.text(1),
+    "\x93": _Count.named,
+    "\x94": _Count.put_next,
+    "\x95": lambda count: count.number(8),
 }
