@@ -15,10 +15,11 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def fresh_torch() -> Iterator[None]:
     """Seed the random numbers; afterwards put back the defaults that a test may have changed."""
-    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    dtype, device, gradients = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
     torch.manual_seed(0)
     np.random.seed(0)
     yield
     torch.set_default_dtype(dtype)
-    torch.set_default_device(None)
+    if torch.get_default_device() != device:
+        torch.set_default_device(None)
     torch.set_grad_enabled(gradients)

@@ -1,6 +1,6 @@
 """The audit of a checkpoint costs about one and a half reads of it, in a few megabytes of memory.
 
-A file of 3.2 GB is made: 175 tensors, 54 of them exact copies of others, 9 transposed copies, and a fused projection
+A file of 3.5 GB is made: 175 tensors, 54 of them exact copies of others, 9 transposed copies, and a fused projection
 beside its parts. Then it is audited, and the same is asked of the ways that people write: every tensor
 hashed, and every pair of one shape compared by `torch.equal`. The measure is reading the file once. All ways
 see the file in the page cache; each round runs each way, in a process of its own, so that memory is its own too.
@@ -40,7 +40,7 @@ def plan() -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, str]]]:
         shapes |= {f"layers.{i}.up.weight": (4 * WIDTH, WIDTH), f"layers.{i}.down.weight": (WIDTH, 4 * WIDTH)}
         shapes |= {f"layers.{i}.norm{k}.weight": (WIDTH,) for k in (1, 2)}
         shapes |= {f"layers.{i}.up.bias": (4 * WIDTH,), f"layers.{i}.down.bias": (WIDTH,)}
-    shapes |= {f"extra.{i}.weight": (WIDTH, 16 + i) for i in range(9)}
+    shapes |= {f"extra.{i}.weight": (WIDTH, 5000 + i) for i in range(9)}
     shapes |= {f"layers.0.{part}.weight": (WIDTH, WIDTH) for part in "qkv"}
     for i in range(TRANSPOSED - 1):
         copies[f"layers.{i}.down.weight"] = (f"layers.{i}.up.weight", "T")
@@ -204,7 +204,7 @@ def compare(path: Path, rounds: int, out: Path | None) -> None:
     for way, runs in [*taken.items(), *((way, [measured(way, path)]) for way in SLOW)]:
         show(report, way, runs, taken["read once"])
     by_way = {row["way"]: row for row in report.rows}
-    report.budget("audit / one read, processor", found=by_way["tied"]["cpu"], at_most=1.6)
+    report.budget("time of the audit / one read", found=by_way["tied"]["wall"], at_most=1.6)
     report.budget("own memory of the audit, MB", found=by_way["tied"]["own_mb"], at_most=50)
     report.budget("copies missed", found=abs(COPIES - by_way["tied"]["found"][0]), at_most=0)
     report.budget("transposed copies missed", found=abs(TRANSPOSED - by_way["tied"]["found"][1]), at_most=0)

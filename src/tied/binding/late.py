@@ -170,19 +170,22 @@ def _is_source_itself(value: Tensor, link: Link) -> bool:
     return same and value.data_ptr() == present.data_ptr()
 
 
-class _Attribute(property):
-    """A tied attribute: reads its link, or what the module holds where the tie was undone."""
+def _attribute(name: str) -> property:
+    """Return an attribute that reads its link, or what the module holds where the tie was undone.
 
-    def __init__(self, name: str) -> None:
-        def read(module: nn.Module) -> Tensor:
-            held = module.__dict__.get(LINKS)
-            link = held.get(name) if held else None
-            if link is None:
-                return _unlinked(module, name)
-            value = link.read()
-            return value if not value.is_meta else _only_among_meta(module, name, link, value)
+    A property and no class of its own: torch 2.6 traces no other when it exports.
+    """
 
-        super().__init__(read)
+    def read(module: nn.Module) -> Tensor:
+        held = module.__dict__.get(LINKS)
+        link = held.get(name) if held else None
+        if link is None:
+            return _unlinked(module, name)
+        value = link.read()
+        return value if not value.is_meta else _only_among_meta(module, name, link, value)
+
+    read.__dict__[LINKS] = name
+    return property(read)
 
 
 def _only_among_meta(module: nn.Module, name: str, link: Link, value: Tensor) -> Tensor:
@@ -228,7 +231,7 @@ class LateRecurrent(Late):
 def late_class(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
     """Return the subclass of `base` that reads the attributes `names` late; the same one each time."""
     mixin = LateRecurrent if issubclass(base, nn.RNNBase) else Late
-    body: dict[str, Any] = {name: _Attribute(name) for name in names}
+    body: dict[str, Any] = {name: _attribute(name) for name in names}
     body |= {"_tied_base": base, "_tied_names": names, "__module__": base.__module__, "__doc__": base.__doc__}
     body["__qualname__"] = base.__qualname__
     return cast("type[nn.Module]", type(base.__name__, (mixin, base), body))
@@ -261,7 +264,7 @@ def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None) -> Non
 
 def is_late(module: nn.Module, name: str) -> bool:
     """Tell whether the module's class reads the attribute late."""
-    return isinstance(getattr(type(module), name, None), _Attribute)
+    return hasattr(getattr(getattr(type(module), name, None), "fget", None), LINKS)
 
 
 def _wear(module: nn.Module) -> None:

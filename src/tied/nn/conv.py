@@ -29,6 +29,7 @@ COPIED: dict[str, Callable[[Tensor, int], Tensor]] = {
     "reflect": lambda position, size: size - 1 - (size - 1 - position.abs()).abs(),
 }
 
+TRANSPOSED = F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
 ALIKE = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
 
 
@@ -36,7 +37,6 @@ class _Adjoint(_ConvTransposeNd):
     """What the three dimensions have in common."""
 
     _source: ClassVar[type[_ConvNd]]
-    _transposed: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self,
@@ -105,11 +105,11 @@ class _Adjoint(_ConvTransposeNd):
         weight = self.weight
         check_device(self, input, weight)
         extra = self.output_padding if output_size is None else self._extra(input, output_size)
-        padding = self._reversed_padding_repeated_twice
+        padding, transposed = self._reversed_padding_repeated_twice, TRANSPOSED[len(self.kernel_size) - 1]
         if self.padding_mode == "zeros" and padding[::2] == padding[1::2]:
             how = (self.stride, padding[::-2], extra, self.groups, self.dilation)
-            return self._transposed(input, weight, self.bias, *how)
-        output = self._unpad(self._transposed(input, weight, None, self.stride, 0, extra, self.groups, self.dilation))
+            return transposed(input, weight, self.bias, *how)
+        output = self._unpad(transposed(input, weight, None, self.stride, 0, extra, self.groups, self.dilation))
         return output if self.bias is None else output + self.bias.view(-1, *[1] * len(extra))
 
     # -- padding ------------------------------------------------------------------------------------
@@ -207,7 +207,6 @@ class TiedConvTranspose1d(_Adjoint, nn.ConvTranspose1d):
     """
 
     _source = nn.Conv1d
-    _transposed = staticmethod(F.conv_transpose1d)
 
 
 class TiedConvTranspose2d(_Adjoint, nn.ConvTranspose2d):
@@ -251,7 +250,6 @@ class TiedConvTranspose2d(_Adjoint, nn.ConvTranspose2d):
     """
 
     _source = nn.Conv2d
-    _transposed = staticmethod(F.conv_transpose2d)
 
 
 class TiedConvTranspose3d(_Adjoint, nn.ConvTranspose3d):
@@ -267,4 +265,3 @@ class TiedConvTranspose3d(_Adjoint, nn.ConvTranspose3d):
     """
 
     _source = nn.Conv3d
-    _transposed = staticmethod(F.conv_transpose3d)
