@@ -261,6 +261,42 @@ def vocabulary() -> Iterator[Layer]:
     yield Layer("tie_vocabulary", Translator, inputs, by_hand, 9 * 4 + 7, own=own)
 
 
+class LanguageModel(nn.Module):
+    """Words in and out by one table, with all that a head can have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options: Any = {"bias": True, "scale": 0.5, "soft_cap": 3.0, "pad_to_multiple_of": 4}
+        self.words = tnn.TiedEmbedding(9, 4, padding_idx=2, **options)
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.words.logits(torch.tanh(self.body(self.words(tokens))))
+
+
+def words() -> Iterator[Layer]:
+    def by_hand(t, tokens):
+        table = torch.cat((t["words.weight"][:2], t["words.weight"][2:3].detach(), t["words.weight"][3:]))
+        hidden = torch.tanh(table[tokens] @ t["body.weight"].t() + t["body.bias"])
+        return 3 * torch.tanh((hidden / 2 @ table[:9].t() + t["words.head.bias"]) / 3)
+
+    def frozen(model):
+        tokens = torch.randint(0, 9, (5, 3))
+        model.words.loss(torch.randn(5, 3, 4).double() + model.words(tokens), tokens).backward()
+        assert not model.words.weight.grad[[2, 9, 10, 11]].any()
+        assert model.words.weight.grad[[0, 1, 3, 8]].all()
+
+    yield Layer(
+        "TiedEmbedding",
+        LanguageModel,
+        lambda: (torch.randint(0, 9, (5, 3)),),
+        by_hand,
+        9 * 4 + 3 * 4 + 9 + 4 * 4 + 4,
+        aside={"gradcheck": "a frozen row has no gradient, whatever its differences"},
+        own=("padding gets no gradient from either use", frozen),
+    )
+
+
 def changes_everywhere(model: nn.Module) -> None:
     """Change what a layer owns, and look for the change in every layer that reads it."""
     read = [(tie.target, tie.source.sources()[0]) for tie in tied.ties(model)]
@@ -564,6 +600,7 @@ SOURCES = [
     convolution,
     siamese,
     vocabulary,
+    words,
     looped,
     looped_blocks,
     unrolled,

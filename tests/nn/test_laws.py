@@ -215,6 +215,25 @@ def autocast(layer: Layer) -> None:
         assert not parameter.requires_grad or parameter.grad.isfinite().all()
 
 
+def half(layer: Layer) -> None:
+    """In bfloat16 and float16, output and gradients are within 8 eps of those in float64."""
+    for dtype in (torch.bfloat16, torch.float16):
+        model, inputs = layer.model().to(dtype), layer.arguments(dtype=dtype)
+        reference = Reference(layer, copy.deepcopy(model).double())
+        exact = tree_leaves(reference(*(x.double() if x.is_floating_point() else x for x in inputs)))
+        found = tree_leaves(model(*inputs))
+        toward = [torch.randn(leaf.shape).to(dtype) for leaf in exact]
+        torch.autograd.backward(found, toward)
+        torch.autograd.backward(exact, [each.double() for each in toward])
+        learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        wanted = [reference.tensors[name].grad for name in learned]
+        floor = 0.05 * max(grad.norm() for grad in wanted)  # a gradient may be zero, but for rounding
+        pairs = [*zip(found, exact, strict=True), *zip((p.grad for p in learned.values()), wanted, strict=True)]
+        for one, other in pairs:
+            assert one.dtype == dtype
+            assert (one.double() - other).norm() <= 8 * torch.finfo(dtype).eps * max(other.norm(), floor)
+
+
 def empty(layer: Layer) -> None:
     """A batch of no examples gives an output of no examples."""
     model, inputs = layer.model(), layer.arguments()
@@ -252,6 +271,7 @@ LAWS: dict[str, Callable[[Layer], None]] = {
     "export": exported,
     "vmap": mapped,
     "autocast": autocast,
+    "half": half,
     "empty": empty,
     "untie": untied,
     "own": own,

@@ -187,6 +187,20 @@ def test_full_rank_holds_any_stack():
         torch.testing.assert_close(layer.weight, weight)
 
 
+def test_a_difference_of_the_first_layer_too_is_twice_the_rank_of_the_others():
+    torch.manual_seed(0)
+    shared, looped = torch.randn(6, 5).double(), Looped(nn.Linear(5, 6, bias=False), 4, rank=2).double()
+    wanted = [shared + torch.randn(6, 1).double() @ torch.randn(1, 5).double() for _ in range(4)]
+    with torch.no_grad():
+        looped.layers[0].weight.copy_(wanted[0])
+        for layer, weight in list(zip(looped.layers, wanted, strict=True))[1:]:
+            left, values, right = torch.linalg.svd(weight - wanted[0], full_matrices=False)
+            layer.weight_delta.left.copy_(left[:, :2] * values[:2])
+            layer.weight_delta.right.copy_(right[:2])
+    for layer, weight in zip(looped.layers, wanted, strict=True):
+        torch.testing.assert_close(layer.weight, weight, rtol=1e-12, atol=1e-12)
+
+
 def test_kernels_get_differences_as_matrices():
     looped = Looped(nn.Conv2d(2, 2, 3, padding=1).double(), 2, rank=1)
     delta = looped.layers[1].weight_delta

@@ -29,6 +29,9 @@ class Looped(nn.Module):
     private: buffers, parameters that match `private`, and the low-rank differences. Sharing saves memory,
     not time. Norms and biases are cheap and often better private.
 
+    The first layer of a kind has no difference: it is the shared matrix, so that the block keeps its names and its
+    file. Nothing is lost by it: layers that all differ by rank r from one matrix differ by rank 2r from the first.
+
     Any module is a block: a transformer layer, a convolution, an MLP. Further arguments of `forward` are handed
     to every layer. If layers return tuples, the first entry goes on to the next layer, and each other entry is
     collected over the layers: `(x, attention)` becomes `(x, (attention_0, attention_1, ...))`.
