@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import tied
-from tied.nn import accumulate, many_uses, shared_linear
+from tied.nn import Looped, Unrolled, accumulate, many_uses, shared_linear
 from tied.nn.accumulate import Sum, gathered_linear
 
 WIDTH = 6
@@ -436,6 +437,61 @@ def test_compiled_backward():
         return loop.gradients
 
     both(act)
+
+
+class Repeated(nn.Module):
+    """A layer that is used several times in one forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        for _ in range(4):
+            x = torch.tanh(self.cell(x))
+        return x
+
+
+class Cell(nn.Module):
+    """The plainest recurrent cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs, self.state = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, state):
+        return torch.tanh(self.inputs(x) if state is None else self.inputs(x) + self.state(state))
+
+
+MANY = {
+    "a loop": lambda: (Repeated(), (3, WIDTH)),
+    "Looped": lambda: (Looped(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()), 4), (3, WIDTH)),
+    "Looped, rank 1": lambda: (Looped(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()), 4, rank=1), (3, WIDTH)),
+    "Unrolled": lambda: (Unrolled(Cell()), (4, 3, WIDTH)),
+}
+
+
+@pytest.mark.parametrize("which", MANY)
+@pytest.mark.parametrize("how", ["export", "strict export", "compile"])
+def test_whole_models_in_programs(which, how, counts):
+    plain, shape = MANY[which]()
+    model, x = many_uses(copy.deepcopy(plain.double())), torch.randn(shape, dtype=torch.float64)
+    total = lambda output: sum(leaf.square().sum() for leaf in tree_leaves(output))  # noqa: E731
+    if how == "compile":
+        torch._dynamo.reset()
+        program = torch.compile(model, fullgraph=True, backend="aot_eager")
+    elif how == "export":
+        program = torch.export.export(model, (x,), strict=False).module()
+    else:
+        program = torch.export.export(model, (x,), strict=True).module()
+    for subject in (program, plain):
+        total(subject(x)).backward()
+    assert counts["uses"] == 0
+    wanted = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    found = {name.removeprefix("_orig_mod."): parameter.grad for name, parameter in program.named_parameters()}
+    same([total(program(x)), *(found[name] for name in wanted)], [total(plain(x)), *wanted.values()])
+    total(model(x)).backward()
+    assert counts["uses"] > 0  # outside of the program it gathers
 
 
 def test_traced(counts):
