@@ -198,6 +198,7 @@ PATTERNS = {
 }
 ANGLES = torch.outer(torch.arange(9.0), torch.rand(4))
 PATTERNS["sines"] = torch.cat([ANGLES.sin(), ANGLES.cos()], 1)
+PATTERNS["padded-sines"] = torch.cat([torch.zeros(1, 8), PATTERNS["sines"]])
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -207,6 +208,30 @@ def test_equal_constants_and_patterns_are_no_news(name):
     assert tied.check(model).groups == ()
     model["c"] = Parameter(2 * pattern)
     assert tied.check(model).groups == ()
+
+
+def test_a_few_numbers_that_are_proportional_are_no_news():
+    few, many = trained(5, 5), trained(8, 8)
+    model = nn.ParameterDict({"a": few, "b": Parameter(3 * few.detach())})
+    assert tied.check(model).groups == ()
+    model = nn.ParameterDict({"a": many, "b": Parameter(3 * many.detach())})
+    assert states(model) == [("equal", ("a", "b"))]
+
+
+def test_rows_of_constants_are_no_news():
+    model = nn.ParameterDict({"a": Parameter(torch.ones(12, 6)), "b": Parameter(torch.ones(5, 6))})
+    assert tied.check(model).groups == ()
+    model["a"].data[2:7], model["b"].data = torch.randn(6), model["b"].data * 0
+    model["b"].data += model["a"].data[2]
+    assert tied.check(model).groups == ()
+
+
+def test_a_copy_of_what_is_shared():
+    model = nn.ParameterDict({"a": trained(8, 8)})
+    model["b"], model["c"] = model["a"], Parameter(model["a"].detach().clone())
+    assert states(model) == [("tied", ("a", "b")), ("equal", ("a", "c"))]
+    model["b"] = Parameter(model["a"].detach())
+    assert states(model) == [("half-tied", ("a", "b")), ("equal", ("a", "c"))]
 
 
 def test_fresh_layers_are_no_news():

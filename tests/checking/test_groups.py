@@ -76,6 +76,8 @@ def test_a_relation_makes_the_very_view(name):
         (torch.zeros(6), lambda w: w[2:5], "[2:5]"),
         (torch.zeros(6), lambda w: w.view(2, 3), ".reshape(2, 3)"),
         (torch.zeros(4), lambda w: w.expand(3, 4), ".unsqueeze(0).expand(3, 4)"),
+        (torch.zeros(4), lambda w: w.unsqueeze(0), ".unsqueeze(0)"),
+        (torch.zeros(6, 4), lambda w: w.as_strided((1, 4), (999, 1), 4), "[1:2]"),
     ],
 )
 def test_relations_are_short(base, view, text):
@@ -92,6 +94,11 @@ def test_what_no_transform_says_is_an_overlap():
     complex_numbers = torch.zeros(4, dtype=torch.complex64)
     assert relation(complex_numbers, complex_numbers.conj()) == "overlap"
     assert relation(complex_numbers, complex_numbers.conj().imag) == "overlap"
+    assert relation(complex_numbers.imag, complex_numbers.conj().imag) == "overlap"
+    assert relation(flat[:6].expand(4, 6), flat[:6]) == "overlap"
+    misaligned = bytearray(64)
+    whole = torch.frombuffer(misaligned, dtype=torch.float32, count=8)
+    assert relation(whole, torch.frombuffer(misaligned, dtype=torch.float32, count=4, offset=2)) == "overlap"
 
 
 # -- the cases of accelerate, Lightning, safetensors and Equinox ---------------------------------------
@@ -369,6 +376,26 @@ def test_buffers_of_their_own_do_not_keep_modules_apart():
     model = nn.ModuleDict({"a": nn.BatchNorm1d(3), "b": nn.BatchNorm1d(3)})
     model.b.weight, model.b.bias = model.a.weight, model.a.bias
     assert [group.names for group in folded(model)] == [("a", "b")]
+
+
+def test_shared_buffers_are_part_of_the_whole():
+    norm = nn.BatchNorm1d(3)
+    (group,) = folded(nn.Sequential(norm, norm))
+    assert (group.names, len(group.parts)) == (("0", "1"), 5)
+
+
+def test_modules_that_hold_each_other_turned_are_not_folded():
+    model = stack("a", "b")
+    model.b.weight, model.b.bias = Parameter(model.a.weight.t()), Parameter(model.a.bias[:])
+    assert [group.names for group in folded(model)] == [("a.weight", "b.weight"), ("a.bias", "b.bias")]
+
+
+@pytest.mark.parametrize("larger", "ab")
+def test_a_larger_module_is_not_folded_into_a_smaller_one(larger):
+    model = stack("a", "b")
+    model.b.weight, model.b.bias = model.a.weight, model.a.bias
+    model[larger].extra = nn.Linear(2, 2)
+    assert [group.names for group in folded(model)] == [("a.weight", "b.weight"), ("a.bias", "b.bias")]
 
 
 def test_states_are_not_mixed():

@@ -67,6 +67,16 @@ def test_the_older_form_may_name_what_is_not_there():
     assert alarms(LanguageModel([*OLD["names"], "lm_head.weight", "cls.predictions"]).tie()) == []
 
 
+def test_the_older_form_ties_no_other_shape():
+    assert alarms(LanguageModel(["body.weight", *OLD["names"]]).tie()) == []
+
+
+def test_keys_without_a_configuration_declare_nothing():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model._tied_weights_keys = {"1.weight": "0.weight"}
+    assert tied.check(model).groups == ()
+
+
 @pytest.mark.parametrize("keys", [None, [], {}])
 def test_nothing_is_declared(keys):
     assert alarms(LanguageModel(keys)) == []
@@ -77,6 +87,13 @@ def test_the_newer_form_is_a_dict():
     assert alarms(LanguageModel(keys).tie()) == []
     assert [code for code, _ in alarms(LanguageModel(keys))] == ["TIE102", "TIE102"]
     assert alarms(LanguageModel(keys, tie=False)) == []
+
+
+def test_a_name_is_no_pattern():
+    keys = {"head.decoder.weight": "embed.weight", "head.decoder.bias": "head.bias"}
+    model = LanguageModel(keys).tie()
+    model.head.decoder.weight_of_another = Parameter(torch.randn(20, 4))
+    assert alarms(model) == []
 
 
 class Heads(Pretrained):
@@ -105,6 +122,30 @@ def test_a_rule_that_a_later_one_undoes():
     assert report.ok
     assert [(f.code, f.names) for f in report.findings] == [("TIE107", ("heads.1.bias", "heads.0.bias"))]
     assert "'heads.(?![0])\\d+' = 'heads.0'" in report.findings[0].message
+
+
+def share(one: nn.Module, other: nn.Module) -> None:
+    one.weight, one.bias = other.weight, other.bias
+
+
+def test_a_chain_of_rules_undoes_nothing():
+    model = Heads({"heads.1": "heads.0", "heads.2": "heads.1"})
+    share(model.heads[1], model.heads[0])
+    share(model.heads[2], model.heads[0])
+    assert tied.check(model).findings == ()
+
+
+def test_a_rule_that_holds_in_part_is_not_undone():
+    model = Heads({r"heads.(?![0])\d+": "heads.0", "heads.1": "copies.1"})
+    share(model.heads[1], model.copies[1])
+    share(model.heads[2], model.heads[0])
+    assert tied.check(model).findings == ()
+
+
+def test_a_rule_that_does_not_come_out_even_declares_nothing():
+    model = Heads({"heads": "copies"})
+    del model.copies[2]
+    assert tied.check(model).findings == ()
 
 
 def test_nested_configurations_are_read_each_for_itself():

@@ -115,7 +115,7 @@ def _directions(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return what proportional samples have in common, to one digit each, as one integer; 0 where all are equal."""
     leading = np.take_along_axis(samples, np.abs(samples).argmax(axis=1)[:, None], axis=1)
     with np.errstate(all="ignore"):
-        directions = np.where(np.isfinite(leading) & (leading != 0), samples / leading, np.nan)
+        directions = samples / leading  # not a number where the leading one is 0, infinite, or none itself
     constant = np.isnan(directions).any(axis=1) | (directions == 1).all(axis=1)
     digits = np.where(constant[:, None], 0, np.round(10 * directions)).astype(np.int8)
     return np.ascontiguousarray(digits).view(np.int64)[:, 0]
@@ -232,11 +232,11 @@ def is_readable(tensor: Tensor) -> bool:
 
 
 def equal_values(one: Tensor, other: Tensor) -> bool | None:
-    """Tell whether two tensors have equal shapes and values; None where these cannot be read or compared."""
+    """Tell whether two tensors are equal; None where these cannot be read or compared."""
     if not is_readable(one) or not is_readable(other):
         return None
     try:
-        return one.shape == other.shape and torch.equal(one.detach().cpu(), other.detach().cpu())
+        return torch.equal(one.detach().cpu(), other.detach().cpu())
     except (RuntimeError, NotImplementedError, TypeError):  # kinds of tensors that torch does not compare
         return None
 

@@ -113,7 +113,7 @@ def _of_list(module: Any, keys: Collection[str], names: list[str]) -> Iterator[t
         owner, _, kind = name.rpartition(".")
         if kind == "bias":
             source = f"{owner.rpartition('.')[0]}.bias"
-            if source in names and source != name:
+            if source in names:
                 yield name, source
         elif embedding is not None:
             source = next((n for n in names if _owner(module, n) is embedding), None)
