@@ -71,6 +71,15 @@ def test_the_older_form_ties_no_other_shape():
     assert alarms(LanguageModel(["body.weight", *OLD["names"]]).tie()) == []
 
 
+def test_shared_buffers_and_half_tied_weights_are_no_undeclared_ones():
+    model = Heads({})
+    model.heads[0].register_buffer("table", torch.randn(4))
+    model.heads[1].register_buffer("table", model.heads[0].table)
+    assert alarms(model) == []
+    model.heads[1].weight = Parameter(model.heads[0].weight.detach())
+    assert [code for code, _ in alarms(model)] == ["TIE101"]
+
+
 def test_keys_without_a_configuration_declare_nothing():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model._tied_weights_keys = {"1.weight": "0.weight"}
