@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file as write_as_it_is, save_model
 
 import tied
-from tied.files import duplicates, fingerprint
+from tied.files import duplicates, fingerprint, load_file
 from tied.files.audit import audit
 from tied.files.compare import meet, same_elements, split
 from tied.files.duplicates import Search, buckets
@@ -331,6 +332,49 @@ def test_an_index_that_lies(tmp_path):
     found = audit(tmp_path)
     assert codes(found) == [("TIE305", "c"), ("TIE308", "extra")]
     assert found.parameters == 8
+
+
+def test_a_file_beside_an_index_of_its_name(tmp_path):
+    """transformers reads the file; so does every reader here, and it is said."""
+    save_file({"a": torch.ones(3)}, tmp_path / "1.safetensors")
+    write_index(tmp_path, {"a": "1.safetensors"})
+    assert codes(audit(tmp_path)) == []
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    assert load_file(tmp_path)["a"].tolist() == [0, 0, 0]
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = audit(path)
+        assert [(f.code, f.names, f.message, f.fix) for f in found.findings] == [
+            (
+                "TIE308",
+                (),
+                "'model.safetensors.index.json' stands beside 'model.safetensors': a reader takes one of them.",
+                "remove the one that is not meant",
+            )
+        ]
+    (other,) = audit(tmp_path / "model.safetensors.index.json").findings
+    assert other.message.startswith("'model.safetensors' stands beside 'model.safetensors.index.json'")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_the_file_that_transformers_would_read(kind, tmp_path):
+    """Of all that may lie in a folder, the one that its `from_pretrained` opens."""
+    config = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=7, n_positions=5)
+    one, other = transformers.GPT2LMHeadModel(config), transformers.GPT2LMHeadModel(config)
+    one.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path / "shards", max_shard_size=500)
+    if kind == "bin":
+        torch.save(one.state_dict(), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(other.state_dict(), tmp_path / "shard.bin")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(other.state_dict(), "shard.bin")}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    else:
+        for path in (tmp_path / "shards").glob("*.safetensors*"):
+            path.rename(tmp_path / path.name)
+        torch.save(other.state_dict(), tmp_path / "pytorch_model.bin")
+    expected = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).transformer.wte.weight
+    assert torch.equal(expected, one.transformer.wte.weight)
+    assert torch.equal(load_file(tmp_path)["transformer.wte.weight"], expected)
 
 
 def test_copies_across_shards(tmp_path):

@@ -349,6 +349,22 @@ class TestWholeOrNotAtAll:
             tied.save(nn.Linear(20, 20), tmp_path, max_shard_size=1000)
         assert not (tmp_path / "model.safetensors.index.json").exists()
 
+    def test_an_old_file_never_hides_new_shards(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """transformers takes the file where there is one, index or not."""
+        tied.save(nn.Linear(20, 20), tmp_path)
+        unlink, seen = Path.unlink, list[str]()
+
+        def killed(path: Path, *, missing_ok: bool = False) -> None:
+            if (tmp_path / "model-00001-of-00002.safetensors").exists():
+                raise OSError("killed after the new ones took their places")
+            seen.append(path.name)
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", killed)
+        tied.save(model := nn.Linear(20, 20), tmp_path, max_shard_size=1000)
+        assert "model.safetensors" in seen
+        assert torch.equal(tied.files.load_file(tmp_path)["weight"], model.weight)
+
     def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "m.safetensors").symlink_to(tmp_path / "real" / "x.safetensors")

@@ -17,6 +17,7 @@ from tied.checking.rules import chosen, finding
 from tied.errors import during, short
 from tied.files.dtypes import BITS, IN_TORCH
 from tied.files.duplicates import IDENTITY, Copies
+from tied.files.folder import twin
 from tied.files.promises import absent, head_and_embedding, lost_head, same_values, unlisted
 from tied.files.reader import Stored
 from tied.files.refusal import shown
@@ -179,6 +180,11 @@ class _Auditor:
         if extra:
             said = f"{len(extra)} of the tensors in the shards are not in the index: {_few(extra)}."
             yield finding("TIE308", extra, said, self.fix("repair"))
+        other = twin(self.seen.checkpoint.path)
+        if other:
+            this = self.seen.checkpoint.path.name
+            said = f"{shown(other.name)} stands beside {shown(this)}: a reader takes one of them."
+            yield finding("TIE308", (), said, "remove the one that is not meant")
 
     def configured(self) -> Iterator[Finding]:
         """Compare with what `config.json` says of head and embedding."""

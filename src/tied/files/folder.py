@@ -21,7 +21,15 @@ MOST_BYTES = 1 << 25
 MOST_NAMES = 200_000
 MOST_SHARDS = 2_000
 USUAL = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
-FIRST = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+INDEXED = ".index.json"
+FIRST = (  # in the order in which transformers, and for its own name diffusers, look for them
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -42,18 +50,20 @@ class Index:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the file that is meant: `path` itself, or in a folder the index or the one file of weights.
+    """Return the file that is meant: `path` itself, or in a folder what `from_pretrained` would read, or the only one.
 
     Raises:
         FileError: A folder holds none, or several and no index.
     """
     if not path.is_dir():
         return path
+    usual = next((path / name for name in FIRST if (path / name).is_file()), None)
+    if usual:
+        return usual
     for pattern in USUAL:
         found = sorted(path.glob(pattern))
-        usual = [one for one in found if one.name in FIRST]
-        if len(found) == 1 or usual:
-            return (usual or found)[0]
+        if len(found) == 1:
+            return found[0]
         if found:
             names = short(", ".join(shown(one.name) for one in found))
             _refuse(path, "Several checkpoints lie in this folder.", names, "one, or an index", "name the file")
@@ -61,6 +71,18 @@ def find_checkpoint(path: Path) -> Path:
         fix = "tied.load(model, folder), or tied.files.load_file(folder); save that, and look at it"
         _refuse(path, "It is a distributed checkpoint.", "a folder of chunks", " or ".join(USUAL), fix)
     _refuse(path, "No checkpoint lies in this folder.", "no file of a known kind", " or ".join(USUAL), "name the file")
+
+
+def twin(path: Path) -> Path | None:
+    """Return the index beside a file of its name, or the file beside its index: a reader takes one of the two.
+
+    Example:
+        >>> twin(Path("nowhere/model.safetensors")) is None
+        True
+    """
+    name = path.name.removesuffix(INDEXED)
+    other = path.with_name(name if name != path.name else name + INDEXED)
+    return other if other.is_file() else None
 
 
 def read_index(path: Path) -> Index:

@@ -146,7 +146,7 @@ def _write(place: Place, files: Files, index: dict[str, str], beside: dict[str, 
         place.folder.mkdir(parents=True, exist_ok=True)
     notes = beside | index
     paths = [place.folder / name for name in [*files, *notes]]
-    old = [place.folder / (place.stem + INDEX)] if index else []
+    old = [place.folder / (place.stem + end) for end in (INDEX, SUFFIX)] if index else []  # neither may hide the new
     with new_files(paths, instead_of=old) as streams:
         for stream, (tensors, metadata) in zip(streams, files.values(), strict=False):
             write_tensors(stream, tensors, metadata)
