@@ -36,7 +36,7 @@ _FIELDS = (
 )
 _FORMS = [rf"{_WS}\{{{_WS}{_COMMA.join(fields)}{_WS}\}}" for fields in permutations(_FIELDS)]
 _ENTRIES = [re.compile(form) for form in _FORMS]
-_USUAL_MEMBER = re.compile(rf'{_WS}"([^"\\\x00-\x1f]*)"{_COLON}{_FORMS[0]}{_COMMA}')
+_MEMBERS = [re.compile(rf'{_WS}"([^"\\\x00-\x1f]*)"{_COLON}{form}{_COMMA}') for form in _FORMS]
 _ANY_ENTRY = re.compile(rf"{_WS}(\{{[^{{}}]{{0,8192}}\}})")
 _USUAL_TEXT = re.compile(rf'{_WS}"([^"\\\x00-\x1f]*)"')
 _MARK = re.compile(rf"{_WS}(.)")
@@ -116,12 +116,13 @@ class _Scan:
 
     def usual_members(self, tensors: dict[str, Entry]) -> None:
         """Take all tensors that are written as they usually are, up to the last or to one that is not."""
-        while usual := _USUAL_MEMBER.match(self.text, self.at):
-            name, dtype, sizes, begin, end = usual.groups()
-            if name in tensors or name == METADATA:
-                return
-            tensors[name] = _entry(dtype, sizes, begin, end)
-            self.at = usual.end()
+        for form in _MEMBERS:  # one writer has one order
+            while usual := form.match(self.text, self.at):
+                name = usual[1]
+                if name in tensors or name == METADATA:
+                    return
+                tensors[name] = _entry(*usual.group("dtype", "sizes", "begin", "end"))
+                self.at = usual.end()
 
     def texts(self) -> dict[str, str]:
         """Take an object of texts."""
