@@ -144,7 +144,7 @@ class StructuredLinear(nn.Module):
         """Map `(..., in_features)` to `(..., out_features)`."""
         check_input(self, input, self.numbers)
         bias = self.bias_of_outputs()
-        if self.algorithm == "dense" or not input.numel():  # FFT libraries refuse empty batches
+        if self.algorithm == "dense" or 0 in input.shape:  # FFT libraries refuse empty batches
             return fast_linear(input, self.build(), bias)
         output = self.multiply(input)
         return lowered(output if bias is None else output + bias)
