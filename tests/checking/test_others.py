@@ -144,6 +144,13 @@ def test_a_chain_of_rules_undoes_nothing():
     assert tied.check(model).findings == ()
 
 
+def test_a_chain_of_rules_is_one_group():
+    for keys in ({"heads.1": "heads.0", "heads.2": "heads.1"}, {"heads.2": "heads.1", "heads.1": "heads.0"}):
+        report = tied.check(Heads(keys))
+        assert [set(group.names) for group in report.groups] == [{"heads.0", "heads.1", "heads.2"}]
+        assert [finding.code for finding in report.findings if finding.severity != "note"] == ["TIE102"]
+
+
 def test_a_rule_that_holds_in_part_is_not_undone():
     model = Heads({r"heads.(?![0])\d+": "heads.0", "heads.1": "copies.1"})
     share(model.heads[1], model.copies[1])

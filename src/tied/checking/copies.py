@@ -93,14 +93,18 @@ def _samples(tensors: list[Tensor]) -> np.ndarray[Any, Any]:
     with torch.no_grad():
         for shape, indices in shapes.items():
             same = [tensors[index] for index in indices]
-            small = same[0].numel() <= _STACKED
             wanted = _diagonal(shape)
-            if small:
-                taken = torch.stack(same)[(slice(None), *wanted)]
+            if same[0].numel() <= _STACKED:
+                taken = _wide(torch.stack(same))[(slice(None), *wanted)]
             else:
-                taken = torch.stack([tensor[wanted] for tensor in same])
+                taken = torch.stack([_wide(tensor)[wanted] for tensor in same])
             rows[indices] = taken.double().cpu().numpy()
     return rows
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return numbers of eight bits as wider ones, for torch computes little with them."""
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _diagonal(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -249,8 +253,7 @@ def is_pattern(tensor: Tensor) -> bool:
 
     Two values at most (constants, identities, masks), one row or one column repeated, a ramp, a table of sines.
     """
-    tensor = tensor.detach()
-    tensor = tensor.float() if tensor.element_size() == 1 else tensor  # torch knows no largest of eight bits
+    tensor = _wide(tensor.detach())
     first = tensor.flatten()[0]
     others = tensor[tensor != first]
     if not others.numel() or bool((others == others[0]).all()):
