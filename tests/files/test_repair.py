@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tied
-from tied.files import load_file as load_all, repair
+from tied.files import load_file as load_all, repair, repairing as module
 from tied.files.audit import audit
 from tied.files.header import read_header
 
@@ -129,6 +129,44 @@ def test_a_broken_ledger_keeps_what_can_be(path, new):
     assert audit(new).ok
     assert set(load_all(new)) == {"a", "b"}
     assert read_header(new)[0].metadata["x"] == "y"
+
+
+def ledger(ties, **more):
+    return {"tied": json.dumps({"version": 1, "layout": "compact", "ties": ties} | more)}
+
+
+def equal(target, source):
+    return {"target": target, "source": source, "dtype": "F32", "shape": [3]}
+
+
+def test_of_two_ties_of_one_target_the_first_stays(path, new):
+    save_file(
+        {"a": torch.rand(3), "b": torch.rand(3)}, path, ledger([equal("x", "a"), equal("x", "b"), equal("y", "b")])
+    )
+    assert repair(path, new).lines == ("dropped the tie of 'x': another one has this target.",)
+    assert torch.equal(load_all(new)["x"], load_file(path)["a"])
+    assert torch.equal(load_all(new)["y"], load_file(path)["b"])
+
+
+def test_what_a_later_version_says_is_not_guessed(path, new):
+    save_file({"a": torch.rand(3)}, path, ledger([equal("x", "a")], version=2))
+    assert repair(path, new).lines == ("dropped the ledger: It has another version. Found: 2.",)
+    assert set(load_all(new)) == {"a"}
+
+
+def test_a_ledger_whose_entries_are_right_is_written_anew(path, new):
+    save_file({"a": torch.rand(3)}, path, ledger([equal("x", "a")], layout="other"))
+    assert repair(path, new).lines == ("wrote the ledger anew: Its layout is unknown. Found: 'other'.",)
+    assert set(load_all(new)) == {"a", "x"}
+
+
+def test_many_broken_entries_take_linear_time(path, new, monkeypatch):
+    save_file({"a": torch.rand(3)}, path, ledger([equal(f"x{i}", "nowhere" if i % 2 else "a") for i in range(500)]))
+    read, looked = module.read_ledger, []
+    monkeypatch.setattr(module, "read_ledger", lambda *given: looked.append(0) or read(*given))
+    assert len(repair(path, new).lines) == 250
+    assert len(looked) < 1000
+    assert len(load_all(new)) == 251
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", "[" * 100_000, '{"version": 9, "layout": "compact", "ties": []}'])

@@ -18,7 +18,7 @@ from tied.algebra import Address
 from tied.algebra.projection import invert, project
 from tied.errors import FileError, TieError, during
 from tied.files.audit import size
-from tied.files.ledger import KEY, Equation, Ledger, name_of, read_ledger, reference
+from tied.files.ledger import KEY, MOST_TIES, VERSION, Equation, Ledger, name_of, read_ledger, reference
 from tied.files.pickled import PickledTensor
 from tied.files.promises import absent, head_and_embedding, holds, lost_head, same_values, unlisted
 from tied.files.reader import Stored
@@ -26,10 +26,10 @@ from tied.files.refusal import shown
 from tied.files.rewriting import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
 from tied.files.shrinking import Rewritten, shrink
 from tied.files.survey import Survey, survey
+from tied.files.syntax import check_amount
 
 Keep = Literal["source", "target", "mean"]
 WINNERS = ("source", "target", "mean")
-MOST_SALVAGED = 1000
 
 
 def repair(path: str | Path, target: str | Path, *, keep: Keep | None = None, tell: Tell = silent) -> Rewritten:
@@ -86,25 +86,35 @@ class _Plan:
         """Return the ledger without the entries that cannot be."""
         if self.seen.broken is None:
             return self.seen.ledger
-        kept: Ledger | None = None
+        ties: dict[str, Equation] = {}
         for entry in self.entries():
-            ledger, why = self.tried([*(kept.ties if kept else ()), entry])
-            kept = ledger or kept
-            if why:
+            ledger, why = self.tried([entry])
+            tie = ledger.ties[0] if ledger else None
+            if tie and tie.target not in ties:
+                ties[tie.target] = tie
+            else:
                 target = cast(dict[str, Any], entry).get("target") if isinstance(entry, dict) else entry
-                self.lines.append(f"dropped the tie of {shown(str(target))}: {why}")
-        if kept is None and not self.lines:
-            error = self.seen.broken
-            self.lines.append(f"dropped the ledger: {error.problem.split(': ', 1)[-1]} Found: {error.found}.")
+                self.lines.append(f"dropped the tie of {shown(str(target))}: {why or 'another one has this target.'}")
+        kept, why = self.tried(list(ties.values())) if ties else (None, "")
+        if why:
+            self.lines.append(f"dropped the ledger: {why}")
+        if not self.lines:
+            did = "wrote the ledger anew" if kept else "dropped the ledger"
+            self.lines.append(f"{did}: {_reason(self.seen.broken)}")
         return kept
 
     def entries(self) -> list[Any]:
+        """Return what stands in a broken ledger; nothing where it cannot be told apart."""
+        text = (self.checkpoint.metadata or {})[KEY]
         try:
-            content = json.loads((self.checkpoint.metadata or {})[KEY])
-        except (ValueError, RecursionError):
+            check_amount(text, self.checkpoint.path)
+            content = json.loads(text)
+        except (FileError, ValueError, RecursionError):
             return []
+        if isinstance(content, dict) and cast(dict[str, Any], content).get("version", VERSION) != VERSION:
+            return []  # its words may mean something else
         ties = cast(dict[str, Any], content).get("ties") if isinstance(content, dict) else None
-        return cast(list[Any], ties) if isinstance(ties, list) and len(cast(list[Any], ties)) <= MOST_SALVAGED else []
+        return cast(list[Any], ties) if isinstance(ties, list) and len(cast(list[Any], ties)) <= MOST_TIES else []
 
     def tried(self, entries: list[Any]) -> tuple[Ledger | None, str]:
         """Read a ledger of these entries in the layout that is true of them."""
@@ -116,7 +126,7 @@ class _Plan:
                 text = json.dumps({"version": 1, "layout": layout, "ties": ties})
                 return read_ledger({KEY: text}, stored, self.checkpoint.path), ""
             except FileError as error:
-                why = why or f"{error.problem.split(': ', 1)[-1]} Found: {error.found}."
+                why = why or _reason(error)
         return None, why
 
     # -- the index
@@ -273,3 +283,8 @@ class _Plan:
             if tie.target in written and set(tie.names) <= written.keys() and not holds(tie, written):
                 problem, fix = f"{shown(tie.target)} is still not what is declared.", "--keep source"
                 raise unsafe(self.checkpoint.path, problem, found=shown(str(tie.source)), fix=fix)
+
+
+def _reason(error: FileError) -> str:
+    """Say what is wrong with a ledger, without the file's name."""
+    return f"{error.problem.split(': Its ledger: ', 1)[-1]} Found: {error.found}."
