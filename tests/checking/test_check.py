@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, AdamW
 
 import tied
+from tied.checking.meaning import first_loss
 from tied.checking.rules import RULES
 
 
@@ -491,6 +492,29 @@ def test_a_wide_embedding_as_a_head():
     assert codes(model) == []
 
 
+@pytest.mark.parametrize("words", [500, 20_000])
+def test_the_first_loss_is_that_of_plain_torch(words):
+    weight = torch.randn(words, 32, dtype=torch.float64)
+    loss = torch.nn.functional.cross_entropy(torch.randn(400, 32).double() @ weight.T, torch.randint(words, (400,)))
+    assert first_loss(weight) == pytest.approx(float(loss), rel=0.15)
+
+
+def test_heads_that_are_not_too_wide():
+    model = LanguageModel(words=300, width=2)
+    nn.init.normal_(model.embed.weight)
+    model.head.weight = model.embed.weight
+    assert codes(model) == []  # wide, but of few features
+    model = LanguageModel(words=500, width=64)
+    nn.init.normal_(model.embed.weight, std=0.5)
+    model.head.weight = model.embed.weight
+    assert codes(model) == []  # chosen by someone: not as an embedding is drawn
+    nn.init.normal_(model.embed.weight)
+    assert codes(model) == ["TIE204"]
+    model.config = SimpleNamespace(tie_word_embeddings=True)
+    model._tied_weights_keys = {"head.weight": "embed.weight"}
+    assert codes(model) == []  # a model of transformers may scale its features
+
+
 def test_shared_batch_statistics():
     model = nn.ModuleDict({"a": nn.BatchNorm1d(4), "b": nn.BatchNorm1d(4)})
     model["b"] = model["a"]
@@ -521,6 +545,16 @@ def test_rows_that_stay_equal():
     (finding,) = tied.check(model).findings
     assert finding.code == "TIE207"
     exec(finding.fix, {"torch": torch, "model": model})
+    assert codes(model) == []
+
+
+def test_rows_that_are_repeated_stay_equal_and_zeros_do_not():
+    model = nn.ModuleDict({"layer": nn.Linear(6, 4, bias=False)})
+    model.row = Parameter(torch.randn(1, 6))
+    tied.tie(model, "layer.weight", "row.repeat(4, 1)")
+    assert codes(model) == ["TIE207"]
+    model = nn.ModuleDict({"layer": nn.Linear(6, 4, bias=False)})
+    model.layer.weight = Parameter(torch.zeros(6, 4).t())
     assert codes(model) == []
 
 
@@ -600,6 +634,9 @@ def test_a_late_tie_leaves_a_stale_parameter():
 def test_an_optimizer_of_two_models_is_fine():
     model, critic = tied_lm(), nn.Linear(5, 7)
     assert optimizer_codes(model, AdamW([*model.parameters(), *critic.parameters()])) == []
+    with pytest.warns(UserWarning, match="duplicate"):
+        twice = SGD([*model.parameters(), critic.weight, critic.weight], lr=0.1)
+    assert optimizer_codes(model, twice) == []
 
 
 # -- the registry -----------------------------------------------------------------------------------------

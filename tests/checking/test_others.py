@@ -169,6 +169,35 @@ def test_nested_configurations_are_read_each_for_itself():
     model = Pretrained(None, tie=False)
     model.text, model.other = LanguageModel(keys), LanguageModel(keys, tie=False)
     assert alarms(model) == [("TIE102", ("text.embed.weight", "text.head.decoder.weight"))]
+    (finding,) = tied.check(model).findings
+    assert finding.fix.startswith(
+        'model.get_submodule("text").tie_weights()  # loses'
+    )  # the outer one has no such method
+
+
+class Saved(nn.Module):
+    """A module of peft that trains a copy."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.original_module = base
+        self.modules_to_save = nn.ModuleDict({"default": nn.Linear(4, 4)})
+
+
+def test_rules_are_about_names_as_they_were_before_adapters():
+    model = Heads({"heads": "copies"})
+    for head, other in zip(model.heads, model.copies, strict=True):
+        share(head, other)
+    model.heads[0] = Saved(model.heads[0])
+    assert {code for code, _ in alarms(model)} == {"TIE412"}
+
+
+def test_what_cannot_be_read_is_not_called_drifted():
+    model = Heads({"heads.1": "heads.0", "heads.2": "heads.0"})
+    model.heads[2].to("meta")
+    report = tied.check(model)
+    assert {group.state for group in report.groups} == {"declared"}
+    assert {finding.code for finding in report.findings} == {"TIE501"}
 
 
 # -- accelerate -----------------------------------------------------------------------------------------

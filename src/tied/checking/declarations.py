@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tied.checking.copies import equal_values
-from tied.checking.declared import Pair, is_configured, is_offloaded, pairs, rules, transformers_models, undone
+from tied.checking.declared import Pair, is_offloaded, pairs, rules, transformers_models, undone
 from tied.checking.groups import group_of, suffix
 from tied.checking.report import IDENTITY, OVERLAP, Finding, Group, State, expression, quoted
 from tied.checking.rules import finding
@@ -214,6 +214,6 @@ def _fix_of_undeclared(seen: Seen, names: list[str]) -> str:
     for prefix, module in seen.pretrained.items():
         inside = [name.removeprefix(prefix) for name in seen.bare if name.startswith(prefix)]
         ruled = {prefix + name for pair in rules(module, inside).items() for name in pair}
-        if not is_configured(module) and ruled.issuperset(names):
+        if ruled.issuperset(names):
             return f"{at(prefix.removesuffix('.'))}.config.tie_word_embeddings = True"
     return "tied.adopt(model)  # and tied.save, which knows of it"

@@ -168,7 +168,7 @@ def _rows(seen: Seen) -> Iterator[Finding]:
 
 def _repeats(tensor: Tensor) -> bool:
     is_matrix = type(tensor) in PLAIN and tensor.layout is torch.strided and tensor.dim() == 2
-    return is_matrix and not tensor.is_nested and tensor.shape[0] > 1 and tensor.stride(0) == 0
+    return is_matrix and not tensor.is_nested and tensor.stride(0) == 0
 
 
 def _is_expansion(transform: str) -> bool:
