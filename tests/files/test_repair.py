@@ -150,7 +150,7 @@ def test_of_two_ties_of_one_target_the_first_stays(path, new):
 
 def test_what_a_later_version_says_is_not_guessed(path, new):
     save_file({"a": torch.rand(3)}, path, ledger([equal("x", "a")], version=2))
-    assert repair(path, new).lines == ("dropped the ledger: It has another version. Found: 2.",)
+    assert repair(path, new).lines == ("dropped the ledger: It has another version. Found: '2'.",)
     assert set(load_all(new)) == {"a"}
 
 
