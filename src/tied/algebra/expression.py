@@ -313,7 +313,7 @@ class Apply(Expression):
         operands = [operand.infer(metas) for operand in self.operands]
         try:
             return self.transform.infer(*operands)
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:  # torch 2.6 asserts in stack
             shapes = ", ".join(
                 f"{operand}: {_shape(meta)}" for operand, meta in zip(self.operands, operands, strict=True)
             )
