@@ -350,6 +350,11 @@ def test_called():
     assert tied.check(model, (torch.randn(4, 8), 2)).groups[0].transforms == ("2 calls",)
 
 
+def test_a_layer_that_stands_as_often_as_it_is_called_is_tied():
+    layer = nn.Linear(8, 8)
+    assert states(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 8)) == [("tied", ("0", "2"))]
+
+
 def test_looking_draws_no_random_numbers_and_moves_no_statistics():
     model, x = Recurrent().train(), torch.randn(4, 8)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -618,6 +623,8 @@ def test_a_shared_parameter_that_is_missing():
     assert optimizer_codes(model, AdamW(model.extra.parameters())) == []
     other = nn.Linear(3, 3)
     assert optimizer_codes(tied_lm(), AdamW(other.parameters())) == []
+    assert optimizer_codes(tied_lm(), AdamW(LanguageModel().parameters())) == []  # of a twin, say an average
+    assert optimizer_codes(model, SGD([*tied_lm().parameters(), nn.LazyLinear(3).weight], lr=0.1)) == []
 
 
 def test_a_late_tie_leaves_a_stale_parameter():

@@ -184,12 +184,23 @@ class Saved(nn.Module):
         self.modules_to_save = nn.ModuleDict({"default": nn.Linear(4, 4)})
 
 
+def test_a_layer_that_lost_its_adapters_has_none():
+    model = nn.ModuleDict({"embed": nn.Embedding(20, 4), "head": nn.Module()})
+    model.head.base_layer, model.head.lora_A = nn.Linear(4, 20, bias=False), nn.ModuleDict({"x": nn.Linear(4, 2)})
+    model.head.base_layer.weight = model.embed.weight
+    assert [code for code, _ in alarms(model)] == ["TIE411"]
+    del model.head.lora_A.x
+    assert alarms(model) == []
+
+
 def test_rules_are_about_names_as_they_were_before_adapters():
     model = Heads({"heads": "copies"})
     for head, other in zip(model.heads, model.copies, strict=True):
         share(head, other)
     model.heads[0] = Saved(model.heads[0])
     assert {code for code, _ in alarms(model)} == {"TIE412"}
+    del model.heads[0].modules_to_save.default
+    assert alarms(model) == []
 
 
 def test_what_cannot_be_read_is_not_called_drifted():
@@ -277,3 +288,5 @@ def test_tied_layers_of_a_pipeline():
         ("called", ("tied_modules.embed",), ("2 layers",))
     ]
     assert report.ok
+    stage._layer_specs = [spec]
+    assert tied.check(stage).groups == ()

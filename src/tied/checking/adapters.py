@@ -24,7 +24,7 @@ def look_at_adapters(seen: Seen) -> Iterator[Finding]:
     for group in seen.groups:
         adapted = [name for name in group.names if BASE in name and _has_adapter(seen, name)]
         others = [name for name in group.names if name not in adapted]
-        if adapted and len(group.names) > 1:
+        if adapted:
             layer = adapted[0].partition(BASE)[0]
             end = others[0] if others else adapted[1]
             what = f"{layer} has an adapter, and its weight is shared with {end}: merging changes that too."
@@ -53,7 +53,7 @@ def _has_adapter(seen: Seen, name: str) -> bool:
 def _trained_copy(seen: Seen, group: Group) -> Iterator[Finding]:
     """Yield where one end has a trained copy that the other end does not share."""
     wrapped = [name for name in group.names if ORIGINAL in name]
-    if not wrapped or len(group.names) < 2:
+    if not wrapped:
         return
     copies = [other for name in wrapped for other in _copies(seen, name)]
     ends = {name.partition(ORIGINAL)[0] for name in wrapped}
