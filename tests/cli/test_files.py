@@ -55,7 +55,7 @@ def test_repair_asks_for_a_winner(path):
 def test_what_cannot_be_done_is_said_with_status_2(command, path):
     for arguments, said in (
         (["nowhere.safetensors", "new.safetensors"], "No such file or directory: 'nowhere.safetensors'"),
-        ([path, "nowhere/new.safetensors"], "No such file or directory"),
+        ([path, "nowhere/new.safetensors"], "No such file or directory: 'nowhere/new.safetensors'"),
         ([path, path], "Something stands there already."),
         ([path, "new.pt"], "The new file is safetensors."),
         ([path.parent / "a.pt", "new.safetensors"], "a.pt"),
@@ -69,14 +69,15 @@ def test_what_cannot_be_done_is_said_with_status_2(command, path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_full_disk(path, monkeypatch):
+@pytest.mark.parametrize("named", [(), (".tied-0123.tmp",)])
+def test_a_full_disk(named, path, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device", "x.tmp")
+        raise OSError(28, "No space left on device", *named)
 
     monkeypatch.setattr("tied.files.rewriting._write", full)
     done = run("shrink", path, "new.safetensors")
     assert done.exit_code == 2
-    assert done.stderr == "tied shrink: No space left on device: 'x.tmp'\nNothing was written.\n"
+    assert done.stderr == "tied shrink: No space left on device: 'new.safetensors'\nNothing was written.\n"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

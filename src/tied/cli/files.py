@@ -43,7 +43,7 @@ def shrink(path: Old, target: New) -> None:
     """
     from tied.files import shrink as do
 
-    _run("shrink", lambda tell: do(path, target, tell=tell))
+    _run("shrink", target, lambda tell: do(path, target, tell=tell))
 
 
 def expand(path: Old, target: New) -> None:
@@ -55,7 +55,7 @@ def expand(path: Old, target: New) -> None:
     """
     from tied.files import expand as do
 
-    _run("expand", lambda tell: do(path, target, tell=tell))
+    _run("expand", target, lambda tell: do(path, target, tell=tell))
 
 
 def repair(
@@ -73,10 +73,10 @@ def repair(
     from tied.files import repair as do
 
     winner: Any = keep or None
-    _run("repair", lambda tell: do(path, target, keep=winner, tell=tell))
+    _run("repair", target, lambda tell: do(path, target, keep=winner, tell=tell))
 
 
-def _run(command: str, work: Callable[[Tell], Rewritten]) -> None:
+def _run(command: str, target: Path, work: Callable[[Tell], Rewritten]) -> None:
     from tied.errors import TieError
     from tied.files.audit import size
 
@@ -87,7 +87,7 @@ def _run(command: str, work: Callable[[Tell], Rewritten]) -> None:
     except TieError as error:
         _stop(command, str(error))
     except OSError as error:
-        _stop(command, f"{error.strerror or error}: {str(error.filename or '')!a}\nNothing was written.")
+        _stop(command, f"{error.strerror or error}: {str(_meant(error, target))!a}\nNothing was written.")
     except MemoryError:
         _stop(command, "out of memory\nNothing was written.")
     except KeyboardInterrupt:
@@ -97,6 +97,12 @@ def _run(command: str, work: Callable[[Tell], Rewritten]) -> None:
     print(*done.lines, sep="\n")
     speed = f"{size(int(done.after / seconds))}/s"
     say(f"{size(done.before)} of tensors became a file of {size(done.after)} in {seconds:.1f} s, {speed}")
+
+
+def _meant(error: OSError, target: Path) -> Path:
+    """Return the path that an error is about: of a file that is being written, the one that was asked for."""
+    found = Path(str(error.filename or target))
+    return target if found.name.startswith(".tied-") else found
 
 
 def _stop(command: str, problem: str) -> NoReturn:
