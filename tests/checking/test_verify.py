@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tied
+from tied.checking.contest import distance
 from tied.checking.objective import default_loss
 from tied.checking.verify import OPTIMIZERS, Proof, verify
 
@@ -729,3 +730,18 @@ def test_proof_as_data() -> None:
     assert json.loads(json.dumps(data)) == data
     assert data["groups"] == [["encoder.weight", "decoder.weight"]]
     assert isinstance(verify(model, X), Proof)
+
+
+# -- what counts as a difference --------------------------------------------------------------------------
+
+
+def test_distances():
+    inf, nan = float("inf"), float("nan")
+    assert distance(torch.zeros(2), torch.zeros(3)) == inf
+    assert distance(torch.zeros(1), torch.zeros(3)) == inf  # though torch would broadcast
+    assert distance(torch.tensor([1.0, nan, inf]), torch.tensor([1.0, nan, inf])) == 0
+    assert distance(torch.tensor([1.0, nan]), torch.tensor([1.0, 2.0])) == inf
+    assert distance(torch.tensor([inf]), torch.tensor([-inf])) == inf
+    assert distance(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.5])) == 2.5
+    assert distance(torch.tensor([True, False]), torch.tensor([True, True])) == 1
+    assert distance(torch.zeros(0), torch.zeros(0)) == 0

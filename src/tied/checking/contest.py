@@ -316,5 +316,5 @@ def distance(found: Tensor, expected: Tensor) -> float:
     same = (found == expected) | (found.isnan() & expected.isnan())
     if found.dtype == torch.bool:
         return float(not same.all())
-    off = (found - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"))
+    off = (found - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
     return largest(off)
