@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tied.nn import TiedEmbedding, cross_entropy, head, products
-from tied.nn.cross_entropy import LossRule, Pass
+from tied.nn.cross_entropy import LossRule, Pass, Softmax
 from tied.nn.head import Head
 
 TOKENS, WIDTH, WORDS = 23, 5, 17
@@ -195,8 +195,9 @@ def test_only_what_is_wanted(wanted, reduction):
     both(act)
 
 
-def test_without_gradients_none_are_made(passes):
+def test_without_gradients_none_are_made(passes, monkeypatch):
     leaves, targets = tensors()
+    monkeypatch.setattr(Softmax, "slopes", None)
     with torch.no_grad():
         same(in_chunks(*leaves, targets), by_hand(*leaves, targets))
     assert passes == [(False, False, False)]
@@ -462,6 +463,18 @@ def test_autocast(reduction, passes):
 
     both(act, 3e-2)
     assert passes
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast_does_not_reach_the_backward_pass(reduction):
+    def act(loss):
+        leaves, targets = tensors(torch.float32)
+        found = loss(*leaves, targets, reduction=reduction).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=loss is in_chunks):
+            found.backward()
+        return [leaf.grad for leaf in leaves]
+
+    both(act, 1e-5)
 
 
 def test_hidden_states_of_another_dtype_get_the_message_of_torch():

@@ -24,7 +24,7 @@ LIBRARY: str = "auto"  # or "mm" or "onednn", to force either
 # What `benchmarks/products.py` measures
 FEWEST_MULTIPLICATIONS = 2**21  # below, oneDNN's preparations cost more than they save
 FEWEST_ROWS = 8  # of either side and between them
-FEWEST_TO_ADD = 32  # between them: `mm` adds on the way, oneDNN's product has to be added
+FEWEST_TO_ADD = 64  # between them: `mm` adds on the way, oneDNN's product has to be added
 ADDED_AT_ONCE = 2**19  # numbers, so that a product is still in the cache when it is added
 
 _ONEDNN: Any = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)

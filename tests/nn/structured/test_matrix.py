@@ -23,7 +23,7 @@ from tied.nn import (
     SymmetricLinear,
     ToeplitzLinear,
 )
-from tied.nn.structured import StructuredLinear
+from tied.nn.structured import StructuredLinear, gather
 from tied.nn.structured.orbit import orbits
 
 # -- counts -------------------------------------------------------------------------------------------
@@ -429,3 +429,10 @@ def test_every_layer_is_one_of_ours(scheme):
     layer = scheme.layer()
     assert isinstance(layer, StructuredLinear)
     assert f"in_features={layer.in_features}, out_features={layer.out_features}, bias=True" in repr(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_many_uses_add_up_in_single_precision(dtype):
+    theta = torch.ones(2, dtype=dtype, requires_grad=True)
+    gather(theta, torch.zeros(4096, dtype=torch.long)).sum().backward()
+    assert theta.grad.tolist() == [4096, 0]  # one by one, bfloat16 would stop at 256
