@@ -222,3 +222,9 @@ def test_wrong_use(sizes, activation, error, words):
     assert words in str(caught.value)
     assert str(caught.value).startswith("TiedAutoencoder(")
     assert str(caught.value).endswith("The model was not changed.")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
+def test_wrong_dtype(dtype):
+    with pytest.raises(tied.DtypeError, match=f"found:    dtype={dtype}"):
+        TiedAutoencoder((4, 2), dtype=dtype)

@@ -344,6 +344,7 @@ relu = nn.ReLU()
         (lambda: Looped(relu, 6, pattern="spiral"), tied.KindError, "'spiral' is not a pattern of layers."),
         (lambda: Looped(Block(), 2, private=["*.nrom*"]), tied.AddressError, "The private pattern '*.nrom*'"),
         (lambda: Looped(relu, 2, private="*.norm*"), tied.KindError, TEXT),
+        (lambda: Looped(relu, 2, private=3), tied.KindError, "found:    private=3"),
         (lambda: Looped([nn.Identity(), nn.LSTM(2, 2)], 2)(torch.zeros(1, 1, 2)), tied.KindError, MIXED),
         (lambda: Looped([Entries(2), Entries(3)], 2)(0), tied.KindError, "found:    2 entries, 3 entries"),
     ],

@@ -307,6 +307,7 @@ x, statistics = torch.zeros(2, 9, 3), Statistics(torch.zeros(2, 1, 3), torch.one
         (lambda: RevIN(3).normalize(x, mask=x[0].bool()), tied.ShapeError, "torch.bool of shape (9, 3)"),
         (lambda: RevIN(3).denormalize(x, x), tied.KindError, STATISTICS),
         (lambda: RevIN(0), tied.ShapeError, SIZE),
+        (lambda: RevIN(3, dtype=torch.int32), tied.DtypeError, "found:    dtype=torch.int32"),
         (lambda: RevIN(2.0), tied.ShapeError, "features=2.0"),
         (lambda: RevIN(3, eps=-1), tied.ShapeError, "eps=-1"),
         (lambda: RevIN(3, gain="exp"), tied.KindError, WORD),

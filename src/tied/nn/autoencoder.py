@@ -16,6 +16,7 @@ from torch import nn
 from tied.binding import tie
 from tied.errors import AddressError, KindError, ShapeError, during, nearest
 from tied.nn.linear import draw_bias
+from tied.nn.structured.argument import check_dtype
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -54,6 +55,7 @@ class TiedAutoencoder(nn.Module):
         ShapeError: `sizes` has fewer than two entries, or one that is not a positive integer.
         AddressError: `activation` is no known name.
         KindError: `activation` makes no module.
+        DtypeError: `dtype` is not a real floating point type.
 
     Example:
         >>> model = TiedAutoencoder((64, 32, 16), "tanh")
@@ -80,6 +82,7 @@ class TiedAutoencoder(nn.Module):
         with during(f"TiedAutoencoder({sizes!r})"):
             self.sizes = _checked(sizes)
             make = _activation(activation)
+            check_dtype(dtype)
         layer = partial(nn.Linear, bias=bias, device=device, dtype=dtype)
         encoder = [layer(wide, narrow) for wide, narrow in pairwise(self.sizes)]
         decoder = [layer(narrow, wide) for narrow, wide in pairwise(self.sizes[::-1])]

@@ -6,7 +6,7 @@ Owns: `Looped`. Must not implement tying, nor the patterns: those are `tied.tie_
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -192,7 +192,9 @@ def _checked(blocks: list[Any], depth: Any, pattern: str, rank: Any) -> list[int
 
 
 def _check_private(private: object) -> None:
-    if isinstance(private, str):  # its letters would be patterns, and a single * makes everything private
+    if isinstance(private, str) or not isinstance(
+        private, Iterable
+    ):  # its letters would be patterns, and a single * makes everything private
         raise KindError(
             "private is a list of patterns.",
             found=f"private={private!r}",

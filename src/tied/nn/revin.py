@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from tied.binding import tie
 from tied.errors import DtypeError, KindError, ShapeError, during
+from tied.nn.structured.argument import check_dtype
 
 Gain = Literal["positive", "free"] | None
 Center = Literal["mean", "last"]
@@ -56,6 +57,7 @@ class RevIN(nn.Module):
     Raises:
         ShapeError: `features` is not positive, or `eps` negative.
         KindError: `gain` or `center` is another word.
+        DtypeError: `dtype` is not a real floating point type.
 
     Example:
         >>> revin, x = RevIN(3), 1e-4 * torch.randn(2, 96, 3)
@@ -83,6 +85,7 @@ class RevIN(nn.Module):
     ) -> None:
         super().__init__()
         with during(f"RevIN({features!r})"):
+            check_dtype(dtype)
             _check_options(features, gain, center, eps)
         self.features, self.gain, self.center, self.eps = features, gain, center, eps
         for name in {"positive": ("log_weight", "weight", "bias"), "free": ("weight", "bias"), None: ()}[gain]:

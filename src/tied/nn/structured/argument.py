@@ -60,7 +60,7 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     """
     if (dtype or torch.get_default_dtype()) not in REAL:
         raise DtypeError(
-            "A structured layer computes with real floating point numbers.",
+            "The layer computes with real floating point numbers.",
             found=f"dtype={dtype}",
             expected=", ".join(str(each) for each in REAL),
             fix="dtype=torch.float32",

@@ -6,6 +6,7 @@ Owns: `KroneckerLinear`. Read next: `broadcast.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,7 +117,7 @@ def draw(parameter: Tensor, variance: float) -> None:
 def _factors(side: str, width: int, given: Pair | None) -> Pair:
     if given is None:
         return _balanced(side, width)
-    pair = tuple(given)
+    pair = tuple(given) if isinstance(given, Sequence) else (given,)  # pyright: ignore[reportUnnecessaryIsInstance]
     if len(pair) != 2 or any(type(each) is not int or each < 1 for each in pair) or math.prod(pair) != width:
         raise ShapeError(
             f"The factors do not multiply to {side}_features.",

@@ -125,6 +125,8 @@ def orbits(permutations: Tensor) -> Tensor:
 
 def _permutations(name: str, generators: Iterable[Permutation]) -> tuple[tuple[int, ...], ...]:
     """Return generators as tuples of integers, all of them permutations of one length."""
+    if not isinstance(generators, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _no_permutation(name, f"{generators!r}", "a list of permutations")
     found = tuple(_permutation(f"{name}[{number}]", each) for number, each in enumerate(generators))
     if not found:
         raise _no_permutation(name, "no generators", "at least one; range(n) moves nothing")
