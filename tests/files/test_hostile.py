@@ -295,6 +295,36 @@ def test_a_pickle_that_grows(tmp_path, monkeypatch):
     refused(tmp_path / "a.pt", "It is nested without end.")
 
 
+def test_what_is_nested_deep(tmp_path):
+    deep = torch.rand(1)
+    for _ in range(31):
+        deep = [deep]
+    torch.save({"w": deep}, tmp_path / "a.pt")
+    assert len(load_file(tmp_path / "a.pt")) == 1
+    torch.save({"w": [deep]}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "It is nested without end.")
+
+
+def test_names_that_grow(tmp_path, monkeypatch):
+    """Dicts in dicts: few, and names as long as the way to each."""
+    grown = {"k": torch.rand(1)}
+    for _ in range(8):
+        grown = {"x" * 100: grown, "y" * 100: grown}
+    torch.save(grown, tmp_path / "a.pt")
+    assert len(load_file(tmp_path / "a.pt")) == 256
+    monkeypatch.setattr("tied.files.pickled.MOST_LETTERS", 200_000)
+    refused(tmp_path / "a.pt", "It is nested without end.")
+
+
+def test_lists_that_are_looked_through_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("tied.files.pickled.MOST_LEAVES", 9_000)
+    long = [3] * 1000
+    torch.save({"w": torch.rand(1), "x": [long] * 8}, tmp_path / "a.pt")
+    assert set(load_file(tmp_path / "a.pt")) == {"w"}
+    torch.save({"w": torch.rand(1), "x": [long] * 9}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "It is nested without end.")
+
+
 def test_a_pickle_that_holds_itself(tmp_path):
     state = {"w": torch.rand(3)}
     state["again"] = state

@@ -1,5 +1,6 @@
 """Loading: foreign files, differing values and who wins, what does not fit, and nothing changed on failure."""
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from snapshot import refused, snapshot
 from torch import Tensor, nn
 
 import tied
+from tied.algebra import parse
+from tied.files.agreement import Winner, _connected
 
 
 class AutoEncoder(nn.Module):
@@ -512,3 +515,83 @@ class TestComputedSources:
         save_file({"weight": torch.zeros(6, 4).double(), "bias": torch.zeros(6).double()}, path)
         with refused(whole, tied.ConflictError):
             tied.load(whole.decoder, path)
+
+
+class Signed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.register_buffer("signs", torch.tensor([[1.0, -1.0, 1.0]] * 3))
+        tied.tie(self, "b.weight", "a.weight * signs")
+
+
+@pytest.mark.parametrize("winner", ["target", "mean"])
+def test_signs_are_constants(winner: Winner, tmp_path: Path) -> None:
+    """A buffer in an expression with a Parameter is no unknown, although it is of floats."""
+    model, wanted, own = Signed(), torch.rand(3, 3), torch.rand(3, 3)
+    signs = model.signs.clone()
+    save_file({"b.weight": wanted, "a.weight": own}, tmp_path / "a.safetensors")
+    tied.load(model, tmp_path / "a.safetensors", on_conflict=winner, strict=False)
+    assert torch.equal(model.signs, signs)
+    expected = wanted * signs if winner == "target" else (wanted * signs + own) / 2
+    torch.testing.assert_close(model.a.weight.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_cache_on_meta_is_left_where_nobody_is_strict(tmp_path: Path) -> None:
+    def build(device: str) -> nn.Module:
+        model = nn.Linear(2, 2, device=device)
+        model.register_buffer("cache", torch.zeros(3, device=device), persistent=False)
+        return model
+
+    tied.save(build("cpu"), tmp_path / "a.safetensors")
+    model = build("meta")
+    with pytest.raises(tied.KindError, match="'cache' is on the meta device"):
+        tied.load(model, tmp_path / "a.safetensors", assign=True)
+    assert model.weight.is_meta
+    tied.load(model, tmp_path / "a.safetensors", assign=True, strict=False)
+    assert (model.weight.device.type, model.cache.device.type) == ("cpu", "meta")
+
+
+def test_what_is_settled_together() -> None:
+    """Targets are in one group if a chain of common sources leads from one to the other."""
+    for order in permutations(["ab", "cd", "bc", "ef", "fe", "ea"]):
+        _settled_together(order)
+
+
+def _settled_together(order: tuple[str, ...]) -> None:
+    targets = {pair: parse(" + ".join(pair)) for pair in order}
+    found = {frozenset(group) for group in _connected(targets, set())}
+    assert found == {frozenset(order)}
+    apart = {frozenset(group) for group in _connected({p: e for p, e in targets.items() if p != "ea"}, set())}
+    assert apart == {frozenset({"ab", "cd", "bc"}), frozenset({"ef", "fe"})}
+
+
+def test_the_gap_from_zeros_is_the_distance(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.a, model.b = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(4))
+    tied.tie(model, "b", "a")
+    save_file({"a": torch.full((4,), 3.0), "b": torch.zeros(4)}, tmp_path / "a.safetensors")
+    assert tied.load(model, tmp_path / "a.safetensors", on_conflict="source").gaps == {"a": 0.0, "b": 6.0}
+
+
+def test_an_expanded_tensor_without_elements(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.register_buffer("none", torch.zeros(1, 3).expand(0, 3))
+        return model
+
+    tied.save(model := build(), tmp_path / "a.safetensors")
+    tied.load(other := build(), tmp_path / "a.safetensors")
+    assert torch.equal(other.weight, model.weight)
+
+
+@pytest.mark.parametrize("winner", ["source", "target", "mean"])
+def test_without_a_conflict_nothing_is_rounded(winner: Winner, tmp_path: Path) -> None:
+    model = nn.Module()
+    for name in "abcd":
+        model.register_parameter(name, nn.Parameter(torch.rand(1000)))
+    tied.tie(model, {"b": "a", "c": "a", "d": "a"})
+    value = torch.rand(1000) * 1e-42
+    save_file({name: value.clone() for name in "abcd"}, tmp_path / "a.safetensors")
+    assert not tied.load(model, tmp_path / "a.safetensors", on_conflict=winner).gaps
+    assert torch.equal(model.a.view(torch.int32), value.view(torch.int32))

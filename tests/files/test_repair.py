@@ -233,7 +233,7 @@ def test_what_only_the_configuration_can_mend_is_said(tmp_path):
     assert repair(tmp_path / "a", tmp_path / "b.safetensors").lines == (
         "left: 'lm_head.weight' and 'model.embed_tokens.weight' are equal; set tie_word_embeddings to true "
         "in config.json",
-        "left: 1 tensors are stored twice, which tied shrink drops",
+        "left: 1 tensor is stored twice, which tied shrink drops",
     )
     lm(tmp_path / "a", False, None)
     assert repair(tmp_path / "a", tmp_path / "c.safetensors").lines == (
@@ -258,3 +258,38 @@ def test_nothing_to_mend(path, new):
     save_file({"a": torch.rand(3)}, path, {"format": "pt"})
     assert repair(path, new).lines == ("nothing is wrong: the new file holds what the old one does",)
     assert new.read_bytes() == path.read_bytes()
+
+
+def test_what_holds_up_to_rounding_stays_to_the_bit(path, new):
+    """Only what contradicts itself is changed."""
+    a = torch.rand(50)
+    nearly = torch.nextafter(a.exp(), torch.full((50,), 9.0))
+    entry = {"dtype": "F32", "shape": [50]}
+    ties = [{"target": "b", "source": "a.exp()", **entry}, {"target": "d", "source": "c", **entry}]
+    tensors = {"a": a, "b": nearly, "c": torch.rand(50), "d": torch.rand(50)}
+    save_file(tensors, path, {"tied": json.dumps({"version": 1, "layout": "expanded", "ties": ties})})
+    assert repair(path, new, keep="target").lines == ("made 'd' equal to 'c': the target won",)
+    assert torch.equal(load_file(new)["b"], nearly)
+    assert torch.equal(load_file(new)["c"], tensors["d"])
+
+
+def test_one_of_two_forgotten_tensors_of_a_name_is_kept(tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    save_file({"a": torch.rand(3), "extra": torch.zeros(2)}, old / "1.safetensors")
+    save_file({"b": torch.rand(3), "extra": torch.ones(2)}, old / "2.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    (old / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert repair(old, tmp_path / "new").lines == (
+        "put 'extra' on the index: it lies in '1.safetensors'",
+        "dropped 'extra' from '2.safetensors': the index leads to another one",
+    )
+    assert load_all(tmp_path / "new")["extra"].tolist() == [0, 0]
+
+
+def test_the_map_of_save_model_stays_what_it_is(path, new):
+    metadata = {"b": "a", "c.weight": "d.weight", "format": "pt"}
+    save_file({"a": torch.rand(3)}, path, metadata)
+    assert len(repair(path, new).lines) == 1
+    assert read_header(new)[0].metadata == {"b": "a", "format": "pt"}
+    assert set(load_all(new)) == {"a", "b"}

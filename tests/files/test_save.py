@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.masked import masked_tensor
 
 import tied
-from tied.files import writing
+from tied.files import save as saving, sharing, writing
+from tied.files.contents import Contents
+from tied.files.sharing import views
 
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "float16", "bfloat16"]
 DTYPES += ["float32", "float64", "complex64"]
@@ -349,6 +351,14 @@ class TestWholeOrNotAtAll:
             tied.save(nn.Linear(20, 20), tmp_path, max_shard_size=1000)
         assert not (tmp_path / "model.safetensors.index.json").exists()
 
+    def test_old_shards_of_a_named_file_go(self, tmp_path: Path) -> None:
+        path = tmp_path / "ema.safetensors"
+        tied.save(nn.Sequential(*(nn.Linear(20, 20) for _ in range(4))), path, max_shard_size="1KB")
+        (tmp_path / "other-00001-of-00009.safetensors").touch()
+        tied.save(nn.Linear(20, 20), path, max_shard_size="1KB")
+        names = ["ema-00001-of-00002", "ema-00002-of-00002", "ema", "other-00001-of-00009"]
+        assert sorted(file.name.split(".")[0] for file in tmp_path.iterdir()) == sorted(names)
+
     def test_an_old_file_never_hides_new_shards(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """transformers takes the file where there is one, index or not."""
         tied.save(nn.Linear(20, 20), tmp_path)
@@ -387,6 +397,37 @@ class TestWholeOrNotAtAll:
         assert_same_bits(tied.files.load_file(path), expected)
 
 
+class TestViews:
+    def test_an_expanded_tensor_is_as_large_as_what_it_repeats(self) -> None:
+        whole = torch.zeros(3, 4)
+        found = views({"many": whole[:1].expand(50, 4), "whole": whole})
+        assert {name: str(source) for name, source in found.items()} == {"many": "whole[0].unsqueeze(0).expand(50, 4)"}
+
+    def test_a_base_is_looked_for_where_it_can_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Thousands of views, none of which holds another, are told apart without comparing each with each."""
+        buffer, compared = torch.zeros(500), list[int]()
+        relation = sharing.relation
+        monkeypatch.setattr(sharing, "relation", lambda one, other: compared.append(0) or relation(one, other))
+        assert not views({str(start): buffer[start : start + 100] for start in range(400)})
+        assert not compared
+        assert len(views({"all": buffer} | {str(start): buffer[start : start + 100] for start in range(400)})) == 400
+        assert len(compared) == 400
+
+
+def test_who_does_not_write_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several processes one writes."""
+    monkeypatch.setattr(saving, "contents", lambda *_: Contents({"w": torch.ones(1)}, (), writes=False))
+    tied.save(nn.Linear(1, 1), tmp_path / "m.safetensors")
+    tied.save(nn.Linear(1, 1), tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_format_can_be_named(tmp_path: Path) -> None:
+    tied.save(nn.Linear(1, 1), tmp_path / "m.safetensors", metadata={"format": "np"})
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "np"}
+
+
 class TestShards:
     def test_index_and_names_are_the_usual(self, tmp_path: Path) -> None:
         model = build(transposed_alias)
@@ -399,6 +440,7 @@ class TestShards:
             "encoder.bias": names[0],
             "decoder.bias": names[1],
         }
+        assert list(index["weight_map"]) == sorted(index["weight_map"])
         assert index["metadata"]["total_size"] == 4 * (15 + 5 + 3)
         assert json.loads(index["metadata"]["tied"])["ties"][0]["source"] == "encoder.weight.T"
         with safe_open(tmp_path / "new" / names[0], framework="pt") as file:

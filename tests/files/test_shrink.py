@@ -17,6 +17,9 @@ import tied
 from tied.files import expand, load_file as load_all, repair, shrink
 from tied.files.audit import audit
 from tied.files.header import Header, read_header
+from tied.files.promises import head_and_embedding, same_values
+from tied.files.reader import open_checkpoint
+from tied.files.storages import _wasted
 
 SOURCE = Path(tied.__file__).parents[1]
 
@@ -284,7 +287,7 @@ def test_a_pt_becomes_safetensors(tmp_path):
     optimizer = {"state": {0: {"exp_avg": weight.clone()}}, "param_groups": [{"lr": 1.0, "params": [0]}]}
     torch.save({"epoch": 3, "state_dict": state, "optimizer": optimizer}, tmp_path / "a.pt")
     done = shrink(tmp_path / "a.pt", tmp_path / "b.safetensors")
-    assert done.lines[-2:] == ("left out 1 tensors of an optimizer's state", "left out what is no tensor: 'epoch'")
+    assert done.lines[-2:] == ("left out 1 tensor of an optimizer's state", "left out what is no tensor: 'epoch'")
     assert same(load_all(tmp_path / "b.safetensors"), {name: tensor.contiguous() for name, tensor in state.items()})
     assert set(load_file(tmp_path / "b.safetensors")) == {"a", "own"}
     expand(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
@@ -452,3 +455,48 @@ def test_progress_counts_every_byte(path, tmp_path):
     shrink(path, tmp_path / "b.safetensors", tell=lambda *step: seen.append(step))
     assert seen[-1] == ("checking", 40_000, 40_000)
     assert ("writing", 40_000, 40_000) in seen
+
+
+def test_a_folder_that_was_there_stays(tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    save_file({"a": torch.rand(3)}, old / "1.safetensors")
+    (old / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
+    monkeypatch.setattr("tied.files.rewriting._write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        shrink(old, new)
+    assert not new.exists()
+    new.mkdir()
+    with pytest.raises(ZeroDivisionError):
+        shrink(old, new)
+    assert new.is_dir()
+
+
+def test_a_state_without_groups_is_no_optimizer(tmp_path):
+    weight = torch.rand(30, 20)
+    torch.save({"state": {"a": weight, "b": weight.clone()}, "groups": []}, tmp_path / "a.pt")
+    assert shrink(tmp_path / "a.pt", tmp_path / "b.safetensors").lines[0].startswith("dropped 'state.b'")
+
+
+def test_what_a_storage_wastes():
+    """Each byte that some tensor shows counts once, however the tensors lie over each other."""
+    buffer = torch.zeros(20)
+    assert dict(_wasted({"a": buffer[0:10], "b": buffer[2:4], "c": buffer[8:12]})) == {"a": 8 * 4}
+    assert dict(_wasted({"b": buffer[2:4], "a": buffer[0:10], "c": buffer[8:20]})) == {}
+
+
+def test_head_and_embedding_are_those_that_are_certain(path):
+    tensors = {"lm_head.weight": torch.rand(9, 4), "model.embed_tokens.weight": torch.rand(9, 4)}
+    save_file(tensors, path)
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    assert head_and_embedding(open_checkpoint(path).tensors, 9) == names
+    save_file(tensors | {"draft.lm_head.weight": torch.rand(9, 4)}, path)
+    assert head_and_embedding(open_checkpoint(path).tensors, 9) == (None, names[1])
+
+
+def test_the_same_bits_of_another_dtype_are_another_value(path):
+    value = torch.rand(3)
+    save_file({"a": value, "b": value.view(torch.int32), "c": value.clone()}, path)
+    found = open_checkpoint(path).tensors
+    assert same_values(found["a"], found["c"])
+    assert not same_values(found["a"], found["b"])

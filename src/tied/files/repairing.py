@@ -239,7 +239,8 @@ class _Plan:
             yield f"left: {' and '.join(map(shown, pair))} are equal; set tie_word_embeddings to true in config.json"
         copies = sum(len(found.names) - 1 for found in self.seen.copies) + len(self.seen.rows)
         if copies:
-            yield f"left: {copies} tensors are stored twice, which tied shrink drops"
+            what = "1 tensor is" if copies == 1 else f"{copies} tensors are"
+            yield f"left: {what} stored twice, which tied shrink drops"
 
     # -- what is written
 

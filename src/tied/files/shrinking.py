@@ -227,7 +227,8 @@ def left_out(seen: Survey) -> Iterator[str]:
     """Say what of a `.pt` no safetensors file holds."""
     storages = seen.storages
     if storages and storages.optimizer:
-        yield f"left out {len(storages.optimizer)} tensors of an optimizer's state"
+        count = len(storages.optimizer)
+        yield f"left out {count} tensor{'s' if count > 1 else ''} of an optimizer's state"
     if storages and storages.others:
         yield f"left out what is no tensor: {', '.join(map(shown, storages.others))}"
 
