@@ -156,7 +156,7 @@ def beside_accelerate(report: Report, case: str, times: Times) -> None:
     else:
         report.note(
             f"Of accelerate's time, {case} of 50,000 tied: tied groups take 1/{1 / share:.0f}, and the bare walk alone "
-            f"1/{other / floor:.0f}, so that no finder in Python takes 1/50."
+            f"1/{other / floor:.0f}, so that none that asks torch for the names takes 1/50."
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tied
-from tied.checking.contest import distance
+from tied.checking.contest import distance, largest
 from tied.checking.objective import default_loss
 from tied.checking.verify import OPTIMIZERS, Proof, verify
 
@@ -745,3 +745,4 @@ def test_distances():
     assert distance(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.5])) == 2.5
     assert distance(torch.tensor([True, False]), torch.tensor([True, True])) == 1
     assert distance(torch.zeros(0), torch.zeros(0)) == 0
+    assert [largest(torch.tensor(t)) for t in ([True, False], [2, -3], [0.5, -0.25])] == [1, 3, 0.5]

@@ -117,7 +117,8 @@ class Shelf:
 
     def count_parameters(self, path: str) -> int:
         """Return how many names of Parameters there are below a path."""
-        return sum(map(own_parameters, [module for _, module in walk(self.modules[path])]))
+        module = self.modules[path]
+        return sum(own_parameters(each) for _, each in walk(module)) if module._modules else own_parameters(module)
 
 
 def own_parameters(module: nn.Module) -> int:
