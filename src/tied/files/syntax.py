@@ -147,9 +147,7 @@ class _Scan:
     def unusual_entry(self, name: str) -> Entry:
         """Read an entry that is written in some other way, or say what is wrong with it."""
         where = f"The entry of tensor {shown(name)}"
-        self.odd += 1
-        if self.odd > MOST_ODD:
-            self.refuse("Too many of its entries are written in ways of their own.", ENTRY)
+        self.count_odd()
         piece = _ANY_ENTRY.match(self.text, self.at)
         if not piece or piece[1].count("[") > 2:
             self.refuse(f"{where} cannot be read.", ENTRY)
@@ -176,6 +174,7 @@ class _Scan:
             return usual[1]
         if not self.is_next('"'):
             self.refuse(f"{what} is missing.".capitalize(), "a text in quotes")
+        self.count_odd()
         try:
             found, self.at = _decode(self.text, self.text.index('"', self.at))
             found.encode()
@@ -196,6 +195,13 @@ class _Scan:
     def is_next(self, wanted: str) -> bool:
         found = _MARK.match(self.text, self.at)
         return bool(found) and found[1] == wanted
+
+    def count_odd(self) -> None:
+        """Count what takes long to read, and is rare."""
+        self.odd += 1
+        if self.odd > MOST_ODD:
+            problem, expected = "Too much of it is written in ways of its own.", "names without escapes, usual entries"
+            self.refuse(problem, expected)
 
     def refuse_twice(self, name: str, where: str) -> NoReturn:
         refuse(self.path, f"A name stands twice in {where}.", found=shown(name), expected="each name once")
