@@ -19,6 +19,7 @@ from tied.files.archive import allowance
 from tied.files.audit import audit
 from tied.files.configuration import read_configuration
 from tied.files.reader import open_checkpoint
+from tied.files.unpickling import LARGEST, _total
 
 EVERY = [audit, load_file, lambda path: shrink(path, path.parent / "new.safetensors")]
 
@@ -238,6 +239,12 @@ def test_a_pickle_that_never_ends(content, tmp_path):
     old.write_bytes(b"\x80\2" + content)
     (tmp_path / "a.pt").unlink()
     refused(old, "It would take too long to unpickle.")
+
+
+def test_sizes_have_an_end():
+    """Numbers of a million bits would take as long as what they count."""
+    assert _total([LARGEST - 1, [LARGEST], 1], 3) == LARGEST
+    assert _total([1, [2], "name"], 3) == 7
 
 
 @pytest.mark.parametrize("code", [b"R", b"\x81"])
