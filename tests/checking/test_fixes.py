@@ -257,6 +257,7 @@ def test_each_fix_mends_what_it_is_for(case: Case):
     report = look(model, optimizer)
     codes = [finding.code for finding in report.findings]
     assert set(codes) == {case.code} | case.beside
+    assert len(codes) == len(set(codes)), "each is said once"
     for finding in report.findings:
         if finding.code == case.code:
             optimizer = pasted(finding.fix, model, optimizer)
