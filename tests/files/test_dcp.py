@@ -206,6 +206,28 @@ def test_a_hostile_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    save({"weight": torch.rand(3, 2)}, tmp_path / "a")
+    (tmp_path / "a" / "__0_0.distcp").rename(tmp_path / "outside")
+    (tmp_path / "a" / "__0_0.distcp").symlink_to(tmp_path / "outside")
+    with pytest.raises(tied.FileError, match=r"It leads out of its folder\."):
+        tied.load(nn.Linear(2, 3, bias=False), tmp_path / "a")
+
+
+@pytest.mark.parametrize("other", [torch.rand(3, 2).half(), torch.rand(1, 2), torch.rand(2)])
+def test_a_chunk_of_another_tensor(other: Tensor, tmp_path: Path) -> None:
+    """One that torch would spread over the place, or convert, in silence."""
+
+    def swap(content: Metadata) -> None:
+        one, two = (next(i for i in content.storage_data if i.fqn == name) for name in ("weight", "x"))
+        content.storage_data[one] = content.storage_data[two]
+
+    save({"weight": torch.rand(3, 2), "x": other}, tmp_path)
+    spoil(tmp_path, swap)
+    with pytest.raises(tied.FileError, match="something else than F32"):
+        tied.load(nn.Linear(2, 3, bias=False), tmp_path, strict=False)
+
+
 @pytest.mark.parametrize("cut", [0, 10, -1, -40])
 def test_a_folder_that_is_cut(cut: int, tmp_path: Path) -> None:
     for name in (".metadata", "__0_0.distcp"):

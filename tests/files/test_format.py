@@ -239,6 +239,16 @@ class TestReading:
         with pytest.raises(tied.FileError, match="expressions are too long"):
             read(ledger(ties=[tie | {"source": "encoder.weight.exp().exp().exp()"}]))
 
+    def test_long_expressions_count_for_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tied.files.ledger.MOST_MARKS", 1000)
+        tie = {"target": "t", "dtype": "F32", "shape": [256, 784]}
+        long = {count: ledger(ties=[tie | {"source": "+".join(["(bias)"] * count)}]) for count in (30, 60)}
+        with pytest.raises(tied.FileError) as caught:
+            read(long[30])
+        assert "too long" not in str(caught.value)
+        with pytest.raises(tied.FileError, match="expressions are too long"):
+            read(long[60])
+
     def test_ties_without_end_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tied.files.ledger.MOST_TIES", 5)
         tie = {"source": "encoder.weight", "dtype": "F32", "shape": [256, 784]}
