@@ -212,6 +212,14 @@ def test_any_order_of_the_fields_is_read_without_json(monkeypatch):
         assert len(parse_header(many(9, f"{{{','.join(fields)}}}".encode()), 9, "x").tensors) == 9
 
 
+@pytest.mark.parametrize(("name", "problem"), [("t0", "stands twice"), ("__metadata__", "is missing")])
+def test_what_is_usual_is_looked_at_too(name, problem):
+    """In the middle of a long header, where all entries look alike."""
+    raw = many(5).replace(b'"t3"', f'"{name}"'.encode())
+    with pytest.raises(tied.FileError, match=problem):
+        parse_header(raw, 5, "x")
+
+
 def test_odd_entries_are_few(monkeypatch):
     monkeypatch.setattr("tied.files.syntax.MOST_ODD", 5)
     odd = b'{"dtype":"\\u00558","shape":[1],"data_offsets":[%d,%d]}'
