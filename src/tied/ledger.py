@@ -84,15 +84,15 @@ def ties(model: nn.Module) -> tuple[Tie, ...]:
 
 def entries(model: nn.Module) -> Iterator[tuple[Tie, nn.Module, Any]]:
     """Yield every tie of a model with the module that holds its target, and its link."""
+    modules = [(tuple(path.split(".")) if path else (), module) for path, module in model.named_modules()]
     places: dict[int, Address] = {}
-    for path, module in model.named_modules():
-        for known in (module, module._parameters):  # a shallow copy shares the latter
-            places[id(known)] = tuple(path.split(".")) if path else ()
-    for path, module in model.named_modules():
+    for place, module in modules:
+        places[id(module)] = places[id(module._parameters)] = place  # a shallow copy shares the latter
+    for place, module in modules:
         for name, link in links(module).items():
             expression = _seen_from_here(link, places)
             if expression is not None:
-                yield Tie((*path.split("."), name) if path else (name,), expression), module, link
+                yield Tie((*place, name), expression), module, link
 
 
 def _seen_from_here(link: Any, places: Mapping[int, Address]) -> Expression | None:
