@@ -296,6 +296,17 @@ def test_rows_are_those_of_the_largest_tensor(path):
     assert found == [("large", ("middle", "part"), ("[10:50]", "[20:30]"))]
 
 
+def test_rows_of_a_transposed_copy_are_said_of_the_first(path):
+    whole = bits(90, 8)
+    save_file({"a": whole.T, "b": whole, "c": whole, "part": whole[20:60], "turned": whole[20:60].T}, path)
+    found = [(group.names, group.transforms) for group in audit(path).groups]
+    assert found == [
+        (("a", "b", "c"), ("identity", ".T", ".T")),
+        (("part", "turned"), ("identity", ".T")),
+        (("a", "part"), ("identity", ".T[20:60]")),
+    ]
+
+
 def test_splitting_and_meeting():
     arrays = [np.array(one, np.uint8) for one in ([1, 2, 3], [1, 2, 4], [1, 2, 3], [0, 2, 3])]
     assert split(arrays, 0, 3) == [[0, 2], [1], [3]]

@@ -36,17 +36,18 @@ Keys = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor that is rows `start` to `stop` of a larger one."""
+    """A tensor that is rows `start` to `stop` of a larger one, or of that one `turned`, as by `".T"`."""
 
     part: str
     whole: str
     start: int
     stop: int
+    turned: str = ""
 
     @property
     def transform(self) -> str:
         """What the part is of the whole, in the language."""
-        return f"[{self.start or ''}:{self.stop}]"
+        return f"{self.turned}[{self.start or ''}:{self.stop}]"
 
 
 class _Probe(NamedTuple):

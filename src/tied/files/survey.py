@@ -5,14 +5,14 @@ Owns: the looking, each thing once. Must not judge, nor write. Read next: `audit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tied.errors import FileError
 from tied.files.configuration import Configuration, read_configuration
-from tied.files.duplicates import Copies, Search
+from tied.files.duplicates import IDENTITY, Copies, Search
 from tied.files.fingerprint import Fingerprints
 from tied.files.promises import holds
 from tied.files.reader import Checkpoint, Stored, open_checkpoint
@@ -76,8 +76,7 @@ def survey(subject: str | Path | Mapping[str, Any], *, prove: bool = False, seed
     prints = Fingerprints(seed)
     with Workers() as workers:
         copies = Search(workers, prints, prove=prove).copies(weights)
-        kept = {name: stored for name, stored in weights.items() if name not in second_names(copies)}
-        rows = find_rows(kept, workers=workers, prints=prints)
+        rows = list(_rows(weights, copies, workers, prints))
     return Survey(
         checkpoint=checkpoint,
         ledger=ledger,
@@ -90,9 +89,20 @@ def survey(subject: str | Path | Mapping[str, Any], *, prove: bool = False, seed
     )
 
 
-def second_names(copies: list[Copies]) -> set[str]:
-    """Return the names that are copies of an earlier one."""
-    return {name for found in copies for name in found.names[1:]}
+def _rows(
+    weights: Mapping[str, Stored], copies: list[Copies], workers: Workers, prints: Fingerprints
+) -> Iterator[Rows]:
+    """Yield the first names that are rows of another tensor, or of a copy of it that lies in another order."""
+    seconds = {
+        name: (found.names[0], how)
+        for found in copies
+        for name, how in zip(found.names[1:], found.transforms[1:], strict=True)
+    }
+    kept = {name: stored for name, stored in weights.items() if name not in seconds or seconds[name][1] != IDENTITY}
+    for rows in find_rows(kept, workers=workers, prints=prints):
+        if rows.part not in seconds:
+            first, how = seconds.get(rows.whole, (rows.whole, ""))
+            yield replace(rows, whole=first, turned=how)
 
 
 def weights_of(checkpoint: Checkpoint, storages: Storages | None) -> Mapping[str, Stored]:
