@@ -104,6 +104,8 @@ def test_a_model_a_function_with_inputs_and_a_dotted_name(run):
         (["own_models:clean", "--arg", "x"], "--arg must be name=value, not 'x'"),
         (["own_models:clean", "--format", "xml"], "--format must be one of text, json, sarif, github, html"),
         (["own_models:clean", "--select", "TIE9"], "No rule begins with 'TIE9'."),
+        (["own_models:clean", "--prove"], "--prove is for files; of a model all values are compared"),
+        (["pyproject.json", "--arg", "x=1"], "--arg is for a factory, and a file has none"),
     ],
 )
 def test_what_cannot_be_looked_at(run, arguments, message):
@@ -111,6 +113,16 @@ def test_what_cannot_be_looked_at(run, arguments, message):
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--select", "TIE9"], ["--ignore", "E1"], ["--arg", "x"], ["--format", "xml"], ["--prove"]]
+)
+def test_no_code_runs_for_nothing(run, wrong):
+    """What can be seen to be wrong is said before the user's module is imported."""
+    result = run("check", "own_models:clean", *wrong)
+    assert result.exit_code == 2
+    assert "Importing" not in result.stderr
 
 
 def test_formats(run):
@@ -184,3 +196,9 @@ def test_torch_is_not_loaded_for_it(command):
     code = "\n".join([*lines, "except SystemExit:", "    assert 'torch' not in sys.modules"])
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+
+
+def test_the_rules_that_begin_alike(run):
+    every, some = (run("rules", *code).stdout.splitlines() for code in ([], ["tie1"]))
+    assert [line.split()[0] for line in some] == [line.split()[0] for line in every if line.startswith("TIE1")]
+    assert len(every) > len(some) > 1

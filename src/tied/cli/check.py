@@ -122,11 +122,17 @@ def _report(subject: str, given: list[str], settings: dict[str, Any], *, prove: 
     is_file = Path(subject).exists() or subject.endswith(SUFFIXES)
     if not is_file and ":" not in subject:
         raise _stop(f"{subject!r} is no file, and not of the form package.module:factory")
+    if is_file and given:
+        raise _stop("--arg is for a factory, and a file has none")
+    if prove and not is_file:
+        raise _stop("--prove is for files; of a model all values are compared")
     arguments = _arguments(given)
+    from tied.checking.rules import known_prefixes
     from tied.errors import TieError
 
     chosen = {"select": settings["select"], "ignore": settings["ignore"]}
     try:
+        known_prefixes([*(chosen["select"] or ()), *chosen["ignore"]])  # before the user's code runs
         if is_file:
             from tied.files.audit import audit
 

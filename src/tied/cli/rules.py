@@ -14,17 +14,19 @@ from tied.cli.terminal import say
 WRONG_USE = 2
 
 
-def rules(code: Annotated[str, typer.Argument(metavar="CODE", help="One rule, such as TIE101.")] = "") -> None:
+def rules(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="A rule, such as TIE101, or a beginning: TIE1.")] = "",
+) -> None:
     """List the rules of `tied check`, or explain one."""
     from tied.checking.rules import PAGE, RULES
 
-    if not code:
-        width = max(len(rule.title) for rule in RULES.values())
-        for rule in RULES.values():
-            print(f"{rule.code}  {rule.severity:7}  {rule.title:{width}}  {rule.sentence}")
-        return
-    rule = RULES.get(code.upper())
-    if rule is None:
+    rule, some = RULES.get(code.upper()), [r for r in RULES.values() if r.code.startswith(code.upper())]
+    if not some:
         say(f"tied rules: there is no {code}; `tied rules` lists all")
         raise typer.Exit(WRONG_USE)
+    if rule is None:
+        width = max(len(one.title) for one in some)
+        for one in some:
+            print(f"{one.code}  {one.severity:7}  {one.title:{width}}  {one.sentence}")
+        return
     print(f"{rule.code} {rule.title} ({rule.severity})\n\n{rule.sentence}\n\n{PAGE}#{rule.section}")
