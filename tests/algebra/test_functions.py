@@ -125,7 +125,7 @@ def test_wrong_arguments_keep_their_own_error() -> None:
         torch.narrow(E, 0, 1, 2**62)
     with pytest.raises(KindError, match="cannot stand here"):
         torch.add(E, 2)
-    with pytest.raises(TypeError, match="must be int|invalid combination"):
+    with pytest.raises(TypeError, match=r"must be int|invalid combination"):
         torch.transpose(E, 0, 1.5)  # torch looks first
 
 

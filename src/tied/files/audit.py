@@ -40,7 +40,7 @@ def audit(
     """Look for shared, repeated, missing and contradictory tensors in a checkpoint, without a model.
 
     Law: two tensors are reported as copies exactly if they have the same bits, up to the order of axes; with
-    `prove=False` a pair of different ones passes as transposed copies with probability below 1e-7.
+    `prove=False` a pair of different ones passes as transposed copies with probability below 1e-8.
 
     What no two shapes allow is not read; of the rest as much as is needed, in place. The file is not changed.
 
