@@ -380,7 +380,7 @@ def test_a_disk_that_lies_is_found_out(path, tmp_path, monkeypatch):
 
 
 def test_a_wrong_equation_is_found_out(path, tmp_path, monkeypatch):
-    """The sums of the search may err, once in ten million; the file is not written then."""
+    """The sums of the search may err, once in a hundred million; the file is not written then."""
     save_file({"a": bits(30, 40), "b": bits(30, 40, seed=1).T}, path)
     monkeypatch.setattr("tied.files.fingerprint.Fingerprints.sample", lambda self, words, order: b"alike" * 13)
     monkeypatch.setattr("tied.files.fingerprint.Fingerprints.sums", lambda self, words, order, rows=None: (0, 0))
