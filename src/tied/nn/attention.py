@@ -15,7 +15,8 @@ from torch.nn import Parameter, functional as F
 
 from tied.binding import tie
 from tied.errors import KindError, ShapeError, during
-from tied.nn.linear import check_device, draw_bias
+from tied.nn.linear import draw_bias
+from tied.nn.misfit import check_device, explain_misfit
 
 
 class GroupedLinear(nn.Linear):
@@ -120,7 +121,12 @@ class GroupedLinear(nn.Linear):
         if any(self._parameters.get(name) is not None for name in ("weight", "bias")):  # somebody untied it
             return super().forward(input)
         check_device(self, input, self.group_weight)
-        small = F.linear(input, self.group_weight, self.group_bias).unflatten(-1, (self.groups, self.width))
+        try:
+            projected = F.linear(input, self.group_weight, self.group_bias)
+        except RuntimeError:
+            explain_misfit(self, input, self.group_weight, self.in_features)
+            raise
+        small = projected.unflatten(-1, (self.groups, self.width))
         return small.repeat_interleave(self.heads // self.groups, -2).flatten(-2)
 
     def extra_repr(self) -> str:
@@ -211,8 +217,12 @@ class GroupedAttention(nn.Module):
         check_device(self, x, self.query.weight)
         if (shared is None) == (self.key_value is None):
             _refuse_ownership(shared)
+        try:
+            query = self._heads(self.query(x))
+        except RuntimeError:
+            explain_misfit(self, x, self.query.weight, self.query.in_features)
+            raise
         pair = shared if shared is not None else self._own(x)
-        query = self._heads(self.query(x))
         self._check(query, pair)
         attended = F.scaled_dot_product_attention(
             query, pair.key, pair.value, mask, is_causal=is_causal, enable_gqa=pair.key.shape[-3] != self.heads

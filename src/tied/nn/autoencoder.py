@@ -5,7 +5,7 @@ Owns: `TiedAutoencoder`. Must not implement tying: that is `tied.tie`. Read next
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from tied.binding import tie
 from tied.errors import AddressError, KindError, ShapeError, during, nearest
 from tied.nn.linear import draw_bias
+from tied.nn.misfit import explain_misfit
 from tied.nn.structured.argument import check_dtype
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -108,11 +109,18 @@ class TiedAutoencoder(nn.Module):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Map images `(..., sizes[0])` to codes `(..., sizes[-1])`."""
-        return self.encoder(images)
+        return self._through(self.encoder, images, self.sizes[0])
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Map codes `(..., sizes[-1])` to images `(..., sizes[0])`."""
-        return self.decoder(codes)
+        return self._through(self.decoder, codes, self.sizes[-1])
+
+    def _through(self, layers: nn.Module, input: torch.Tensor, size: int) -> torch.Tensor:
+        try:
+            return layers(input)
+        except (RuntimeError, TypeError):
+            explain_misfit(self, input, next(self.parameters()), size)
+            raise
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Reconstruct images `(..., sizes[0])`."""
@@ -125,16 +133,16 @@ def _stack(layers: list[nn.Linear], make: Callable[[], nn.Module], *, last: bool
     return nn.Sequential(*(stacked if last else stacked[:-1]))
 
 
-def _checked(sizes: Sequence[int]) -> tuple[int, ...]:
-    wrong = [size for size in sizes if type(size) is not int or size < 1]
-    if wrong or len(sizes) < 2:
+def _checked(sizes: object) -> tuple[int, ...]:
+    many: tuple[Any, ...] = tuple(sizes) if isinstance(sizes, Iterable) else ()
+    if len(many) < 2 or any(type(size) is not int or size < 1 for size in many):
         raise ShapeError(
             "The sizes describe no autoencoder.",
-            found=f"sizes={tuple(sizes)!r}",
+            found=f"sizes={many or sizes!r}",
             expected="at least two positive integers, input first and code last",
             fix="TiedAutoencoder((784, 256, 32))",
         )
-    return tuple(sizes)
+    return many
 
 
 def _activation(activation: str | Callable[[], nn.Module]) -> Callable[[], nn.Module]:

@@ -20,7 +20,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tied.binding import bind
 from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.linear import check_device, check_trainable, draw_bias
+from tied.nn.linear import check_trainable, draw_bias
+from tied.nn.misfit import check_device, explain_misfit
 
 # padding mode -> which entry of an axis the padded position is a copy of (positions count from the axis' start)
 COPIED: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -105,6 +106,14 @@ class _Adjoint(_ConvTransposeNd):
         weight = self.weight
         check_device(self, input, weight)
         extra = self.output_padding if output_size is None else self._extra(input, output_size)
+        try:
+            return self._adjoint(input, weight, extra)
+        except RuntimeError:
+            explain_misfit(self, input, weight, self.in_channels, -1 - len(self.kernel_size))
+            raise
+
+    def _adjoint(self, input: Tensor, weight: Tensor, extra: Sequence[int]) -> Tensor:
+        """Undo the sliding, then the padding."""
         padding, transposed = self._reversed_padding_repeated_twice, TRANSPOSED[len(self.kernel_size) - 1]
         if self.padding_mode == "zeros" and padding[::2] == padding[1::2]:
             how = (self.stride, padding[::-2], extra, self.groups, self.dilation)

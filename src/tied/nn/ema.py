@@ -159,8 +159,8 @@ def _unlike(name: str, found: str) -> TieError:
     )
 
 
-def _check_options(decay: float, buffers: object) -> None:
-    if not 0 <= decay < 1:
+def _check_options(decay: object, buffers: object) -> None:
+    if not isinstance(decay, int | float) or not 0 <= decay < 1:
         raise ShapeError(
             "The decay is outside its range.",
             found=f"decay={decay!r}",

@@ -18,6 +18,7 @@ from tied.errors import AddressError, DtypeError, KindError, ShapeError, during,
 from tied.nn.accumulate import gathered_embedding
 from tied.nn.cross_entropy import LossRule
 from tied.nn.head import Head
+from tied.nn.misfit import explain_misfit, explain_words
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -174,12 +175,20 @@ class TiedEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the words `(...)`, as `(..., embedding_dim)`."""
-        return gathered_embedding(input, self.weight, self.num_embeddings, self.padding_idx)
+        try:
+            return gathered_embedding(input, self.weight, self.num_embeddings, self.padding_idx)
+        except (RuntimeError, TypeError):
+            explain_words(input)
+            raise
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of all words for hidden states `(..., embedding_dim)`, as `(..., num_embeddings)`."""
         self._check_hidden(hidden, "logits(hidden)")
-        return self._head().scores(hidden)
+        try:
+            return self._head().scores(hidden)
+        except RuntimeError:
+            explain_misfit(self, hidden, self.weight, self.embedding_dim)
+            raise
 
     def loss(
         self,
@@ -293,13 +302,10 @@ class TiedEmbedding(nn.Embedding):
     def _check_hidden(self, hidden: Tensor, call: str) -> None:
         if hidden.dim() > 0 and hidden.shape[-1] == self.embedding_dim:
             return
+        problem, expected = "The hidden states are not as wide as the table.", f"(..., {self.embedding_dim})"
+        fix = "project them first: nn.Linear(hidden_width, embedding_dim)"
         with during(f"TiedEmbedding.{call}"):
-            raise ShapeError(
-                "The hidden states are not as wide as the table.",
-                found=f"hidden of shape {tuple(hidden.shape)}",
-                expected=f"(..., {self.embedding_dim})",
-                fix="project them first: nn.Linear(hidden_width, embedding_dim)",
-            )
+            raise ShapeError(problem, found=f"hidden of shape {tuple(hidden.shape)}", expected=expected, fix=fix)
 
 
 def _head_without_values(width: int, words: int, like: Tensor, bias: bool) -> nn.Linear:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from tied.binding import bind
-from tied.errors import DeviceError, DtypeError, KindError, ShapeError, during
+from tied.errors import DtypeError, KindError, ShapeError, during
+from tied.nn.misfit import check_device, explain_misfit
 
 
 class TiedLinear(nn.Linear):
@@ -77,7 +78,11 @@ class TiedLinear(nn.Linear):
         """Map `(..., out)` of the encoder back to `(..., in)`."""
         weight = self.weight
         check_device(self, input, weight)
-        return F.linear(input, weight, self.bias)
+        try:
+            return F.linear(input, weight, self.bias)
+        except RuntimeError:
+            explain_misfit(self, input, weight, self.in_features)
+            raise
 
 
 def draw_bias(bias: torch.Tensor | None, fan_in: int) -> None:
@@ -109,22 +114,6 @@ def check_trainable(weight: torch.Tensor) -> torch.Tensor:
             fix="convert it first: weight.float()",
         )
     return weight
-
-
-def check_device(layer: nn.Module, input: torch.Tensor, weight: torch.Tensor) -> None:
-    """Refuse an input on another device: torch multiplies by a matrix on meta, and returns what memory held.
-
-    Raises:
-        DeviceError: it is on another one.
-    """
-    if input.device != weight.device:
-        with during(f"{type(layer).__name__}.forward(input)"):
-            raise DeviceError(
-                "Input and weight live on different devices.",
-                found=f"an input on {input.device}",
-                expected=f"{weight.device}, where the weight is",
-                fix=f"input.to('{weight.device}'), or move the model",
-            )
 
 
 def _matrix_of(encoder: nn.Module) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from tied.binding import tie
 from tied.errors import DtypeError, KindError, ShapeError, during
+from tied.nn.misfit import check_device
 from tied.nn.structured.argument import check_dtype
 
 Gain = Literal["positive", "free"] | None
@@ -171,6 +172,7 @@ class RevIN(nn.Module):
         return Statistics(mean if self.center == "mean" else _last(x, mask), scale)
 
     def _check(self, x: Tensor) -> None:
+        check_device(self, x, x if self.gain is None else self.bias)
         if x.dim() < 2 or x.shape[-1] != self.features or not x.shape[-2]:
             _refuse_shape(x, self.features)
         if not x.is_floating_point():

@@ -6,12 +6,13 @@ Owns: sizes, dtypes, names of algorithms, inputs, and dtypes to compute in. Must
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tied.errors import AddressError, DeviceError, DtypeError, ShapeError, TieError, nearest, short
+from tied.errors import AddressError, DtypeError, ShapeError, nearest, short
+from tied.nn.misfit import explain_misfit
 
 if TYPE_CHECKING:
     from tied.nn.structured.layer import StructuredLinear
@@ -67,43 +68,19 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
-def check_input(layer: StructuredLinear, input: Tensor, numbers: Tensor) -> None:
+def check_input(layer: StructuredLinear, input: Any, numbers: Tensor) -> None:
     """Refuse an input that does not fit, before an algorithm broadcasts or promotes it into something else.
 
     Raises:
         ShapeError: the last axis is not `layer.in_features` long.
         DtypeError: the input has another dtype than the parameters, outside autocast.
         DeviceError: the input lives on another device.
+        KindError: it is no tensor.
     """
-    fits = input.dim() and input.shape[-1] == layer.in_features and input.device == numbers.device
-    if fits and (input.dtype == numbers.dtype or _is_cast(input, numbers)):
-        return
-    error = _misfit(layer, input, numbers)
-    error.call = f"{type(layer).__name__}.forward(input)"
-    raise error
-
-
-def _misfit(layer: StructuredLinear, input: Tensor, numbers: Tensor) -> TieError:
-    if not input.dim() or input.shape[-1] != layer.in_features:
-        return ShapeError(
-            "The input does not have as many features as the layer.",
-            found=f"an input of shape {tuple(input.shape)}",
-            expected=f"shape (..., {layer.in_features})",
-            fix="move the features to the last axis, or build the layer for this width",
-        )
-    if input.device != numbers.device:
-        return DeviceError(
-            "Input and layer live on different devices.",
-            found=f"an input on {input.device}",
-            expected=f"{numbers.device}, where the parameters are",
-            fix=f"input.to('{numbers.device}') or layer.to('{input.device}')",
-        )
-    return DtypeError(
-        "Input and layer have different dtypes.",
-        found=f"an input of {input.dtype}",
-        expected=f"{numbers.dtype}, as the parameters",
-        fix=f"input.to({numbers.dtype}), layer.to(...), or torch.autocast",
-    )
+    tensor = isinstance(input, Tensor) and input.dim()
+    fits = tensor and input.shape[-1] == layer.in_features and input.device == numbers.device
+    if not (fits and (input.dtype == numbers.dtype or _is_cast(input, numbers))):
+        explain_misfit(layer, input, numbers, layer.in_features)
 
 
 def _is_cast(input: Tensor, numbers: Tensor) -> bool:

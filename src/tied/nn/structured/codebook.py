@@ -156,10 +156,11 @@ class CodebookLinear(StructuredLinear):
         self.codes.copy_(codes.reshape(self.codes.shape))
 
     def _points(self, weight: Tensor) -> Tensor:
-        if tuple(weight.shape) != (self.out_features, self.in_features):
+        shape = tuple(getattr(weight, "shape", ()))
+        if shape != (self.out_features, self.in_features):
             raise ShapeError(
                 "The weight has another shape than the layer's.",
-                found=f"a weight of shape {tuple(weight.shape)}",
+                found=f"a {type(weight).__name__} of shape {shape}",
                 expected=f"shape {(self.out_features, self.in_features)}",
                 fix="pass the weight of the layer that this one was made from",
             )
