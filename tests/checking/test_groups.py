@@ -358,6 +358,25 @@ def test_the_outermost_modules_are_named():
     assert [group.names for group in folded(nn.ModuleDict({"x": tower, "y": tower}))] == [("x", "y")]
 
 
+def test_modules_whose_every_parameter_is_tied_are_folded():
+    """Layers of a loop are modules of their own, of which nothing is left but what they read."""
+    (group,) = folded(tied.nn.Looped(nn.TransformerEncoderLayer(8, 2, 16), 3))
+    assert (group.names, len(group.parts)) == (("layers.0", "layers.1", "layers.2"), 12)
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    tied.tie(model, "b.weight", "a.weight")
+    assert [group.names for group in folded(model)] == [("a.weight", "b.weight")]  # each has a bias of its own
+    tied.tie(model, "b.bias", "a.bias")
+    assert [group.names for group in folded(model)] == [("a", "b")]
+
+
+def test_modules_that_are_tied_in_another_form_are_not_folded():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    tied.tie(model, {"b.weight": "a.weight.T", "b.bias": "a.bias"})
+    assert [group.names for group in folded(model)] == [("a.weight", "b.weight"), ("a.bias", "b.bias")]
+    looped = tied.nn.Looped(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), 2, private=["*.1.*"])
+    assert [group.names for group in folded(looped)] == [("layers.0.0", "layers.1.0")]
+
+
 def test_a_module_with_a_parameter_of_its_own_is_not_folded():
     model = stack("a", "b")
     model.b.weight = model.a.weight
