@@ -206,6 +206,15 @@ def test_a_hostile_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_name_that_only_begins_like_a_known_one(tmp_path: Path) -> None:
+    save({"weight": torch.rand(3, 2)}, tmp_path)
+    module, name = b"pathlib", b"Path.home"
+    called = b"".join(b"\x8c" + bytes([len(text)]) + text for text in (module, name)) + b"\x93)R"
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04" + called + b".")
+    with pytest.raises(tied.FileError, match=r"It wants to run code, and was not read\."):
+        tied.load(nn.Linear(2, 3, bias=False), tmp_path)
+
+
 def test_a_link_out_of_the_folder(tmp_path: Path) -> None:
     save({"weight": torch.rand(3, 2)}, tmp_path / "a")
     (tmp_path / "a" / "__0_0.distcp").rename(tmp_path / "outside")

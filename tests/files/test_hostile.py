@@ -168,6 +168,17 @@ def test_a_zip_that_unfolds(tmp_path):
     refused(path, "A part of it is compressed.")
 
 
+def test_a_part_that_says_it_is_larger_than_it_is(tmp_path):
+    """Stored as it is, by its word; but with another size unpacked."""
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.rand(300)}, path)
+    raw = bytearray(path.read_bytes())
+    entry = raw.rindex(b"PK\1\2", 0, raw.rindex(b"/data/0"))
+    raw[entry + 24 : entry + 28] = (1201).to_bytes(4, "little")
+    path.write_bytes(raw)
+    refused(path, "A part of it is compressed.")
+
+
 def test_a_zip_whose_parts_lie_over_each_other(tmp_path):
     path = tmp_path / "a.pt"
     with zipfile.ZipFile(path, "w") as archive:
