@@ -123,7 +123,8 @@ class Shelf:
 
 def own_parameters(module: nn.Module) -> int:
     """Return how many Parameters a module has itself, those included that a tie reads for it."""
-    return sum([parameter is not None for parameter in module._parameters.values()]) + len(vars(module).get(LINKS) or ())
+    read = vars(module).get(LINKS) or ()
+    return sum([parameter is not None for parameter in module._parameters.values()]) + len(read)
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
