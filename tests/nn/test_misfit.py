@@ -1,5 +1,6 @@
 """Inputs that do not fit: every layer that computes itself says so in the one template, in place of torch's error."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -96,3 +97,9 @@ def test_sizes_of_no_autoencoder(sizes):
 def test_decays_that_are_none(decay):
     with pytest.raises(tied.ShapeError, match="The decay is outside its range"):
         tied.nn.EMA(nn.Linear(2, 2), decay=decay)
+
+
+def test_a_decay_may_be_any_real_number():
+    """A number of numpy's is one too."""
+    for decay in (0, 0.5, np.float32(0.5), np.float64(0.5)):
+        assert tied.nn.EMA(nn.Linear(2, 2), decay=decay).decay == decay

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -160,7 +161,7 @@ def _unlike(name: str, found: str) -> TieError:
 
 
 def _check_options(decay: object, buffers: object) -> None:
-    if not isinstance(decay, int | float) or not 0 <= decay < 1:
+    if not isinstance(decay, Real) or not 0 <= float(decay) < 1:
         raise ShapeError(
             "The decay is outside its range.",
             found=f"decay={decay!r}",
