@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from ratio import Report
 
-from tied.files.header import Header
+from tied.files.reading.safetensors_header import Header
 
 WIDTH, VOCABULARY, LAYERS = 1536, 50257, 20
 COPIES, TRANSPOSED = 54, 9
@@ -83,13 +83,13 @@ def read_once(path: Path) -> object:
 
 
 def audited(path: Path) -> object:
-    from tied.files.audit import audit
+    from tied.files.auditing.audit import audit
 
     return count(audit(path))
 
 
 def proven(path: Path) -> object:
-    from tied.files.audit import audit
+    from tied.files.auditing.audit import audit
 
     return count(audit(path, prove=True))
 
@@ -151,7 +151,7 @@ def child(way: str, path: Path) -> None:
     """Run one way and print what it took."""
     import threading
 
-    import tied.files.audit  # noqa: F401  (imports are not what is measured)
+    import tied.files.auditing.audit  # noqa: F401  (imports are not what is measured)
 
     before, largest, done = anonymous(), [0], threading.Event()
 

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
         untie as untie,
     )
     from tied.checking.check import check as check
-    from tied.checking.report import Finding as Finding, Group as Group, Report as Report
-    from tied.checking.tension import tension as tension
-    from tied.checking.verify import verify as verify
     from tied.errors import (
         AddressError as AddressError,
         ConflictError as ConflictError,
@@ -60,20 +57,23 @@ if TYPE_CHECKING:
         TwiceTiedError as TwiceTiedError,
         WriteError as WriteError,
     )
-    from tied.files.load import Loaded as Loaded, load as load
-    from tied.files.save import save as save
+    from tied.files.models.load import Loaded as Loaded, load as load
+    from tied.files.models.save import save as save
+    from tied.proving.tension import tension as tension
+    from tied.proving.verify import verify as verify
+    from tied.reporting.report import Finding as Finding, Group as Group, Report as Report
 
 __version__ = "0.1.0"
 
 _NAMES = {
     "tied.binding": "tying tie tie_layers ties untie retie adopt alias guard load_state_dict Tie",
     "tied.checking.check": "check",
-    "tied.checking.report": "Finding Group Report",
+    "tied.reporting.report": "Finding Group Report",
     "tied.algebra": "Expression cat kron parse ref stack",
-    "tied.files.save": "save",
-    "tied.files.load": "load Loaded",
-    "tied.checking.tension": "tension",
-    "tied.checking.verify": "verify",
+    "tied.files.models.save": "save",
+    "tied.files.models.load": "load Loaded",
+    "tied.proving.tension": "tension",
+    "tied.proving.verify": "verify",
     "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError FileError InverseError "
     "KindError ParseError ShapeError SharingError SourceGoneError TransformError TwiceTiedError "
     "WriteError",

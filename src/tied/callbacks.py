@@ -18,8 +18,8 @@ from torch import nn
 
 from tied.binding import adopt, retie
 from tied.checking.check import check
-from tied.checking.report import Finding
 from tied.errors import KindError, SharingError, during
+from tied.reporting.report import Finding
 
 Act = Literal["raise", "repair"]
 

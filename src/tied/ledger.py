@@ -1,7 +1,7 @@
 """The ledger: the ties of a model, as data.
 
 Owns: `Tie`, and reading the ties off a model; the hands (`binding`) and the eyes (`checking`) both read here.
-Must not change modules, nor know how a target reads its source. Read next: `binding/declare.py`.
+Must not change modules, nor know how a target reads its source. Read next: `binding/tie.py`.
 """
 
 from __future__ import annotations

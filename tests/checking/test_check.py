@@ -13,8 +13,8 @@ from torch.nn import Parameter
 from torch.optim import SGD, AdamW
 
 import tied
-from tied.checking.meaning import first_loss
-from tied.checking.rules import RULES
+from tied.checking.semantics import first_loss
+from tied.reporting.rules import RULES
 
 
 class Autoencoder(nn.Module):

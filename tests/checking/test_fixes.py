@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Optimizer
 
 import tied
-from tied.checking.rules import RULES
+from tied.reporting.rules import RULES
 
 NEEDS_NONE = {"TIE107", "TIE108"}  # rules of a library that do nothing
 OF_FILES = {code for code in RULES if code.startswith("TIE3")}

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 import tied
-from tied.checking.folding import fold
+from tied.checking.collapse import collapse
 from tied.checking.groups import count, groups, size_without_sharing
-from tied.checking.relation import relation
-from tied.checking.report import Group
-from tied.checking.shelf import Shelf
+from tied.checking.inventory import Inventory
+from tied.memory.view_relation import relation
+from tied.reporting.report import Group
 
 
 def linear(wide: int = 3, narrow: int = 3, bias: bool = True) -> nn.Linear:
@@ -167,7 +167,7 @@ def test_views_overlaps_and_non_contiguous_tensors():
     (group,) = groups(model)
     assert group.names == ("left", "right", "middle")
     assert group.transforms == ("identity", "overlap", "overlap")
-    assert count(Shelf.of(model)) == (100, 400)
+    assert count(Inventory.of(model)) == (100, 400)
 
 
 def test_three_names_two_of_which_are_one_object():
@@ -214,23 +214,23 @@ def test_a_module_inside_itself_is_walked_once():
     model = stack("a")
     model.a.inner = nn.ModuleDict({"back": model})
     assert names_of(model) == []
-    assert list(Shelf.of(model).places) == ["a.weight", "a.bias"]
+    assert list(Inventory.of(model).places) == ["a.weight", "a.bias"]
 
 
 def test_names_come_in_the_order_of_named_parameters():
     model = nn.Sequential(linear(), nn.Sequential(linear(), nn.BatchNorm1d(3)), linear())
-    shelf = Shelf.of(model)
-    own = [name for name, place in shelf.places.items() if place < shelf.parameters]
+    inventory = Inventory.of(model)
+    own = [name for name, place in inventory.places.items() if place < inventory.parameters]
     assert own == [name for name, _ in model.named_parameters()]
-    assert shelf.count_parameters("") == len(own)
+    assert inventory.count_parameters("") == len(own)
 
 
 def test_shared_modules_are_named_at_each_place():
     layer = linear()
     model = nn.ModuleDict({"a": nn.Sequential(layer), "b": nn.Sequential(layer, layer)})
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    assert sorted(Shelf.of(model).places) == sorted(every)
-    assert Shelf.of(model).count_parameters("b") == 4
+    assert sorted(Inventory.of(model).places) == sorted(every)
+    assert Inventory.of(model).count_parameters("b") == 4
 
 
 # -- ties that `tied` declared ------------------------------------------------------------------------
@@ -271,11 +271,11 @@ def test_targets_of_a_computed_source_are_one_group():
     tied.tie(model, {"b.weight": "a.weight.T", "c.weight": "a.weight"})
     (group,) = groups(model)
     assert (group.names, group.transforms) == (("a.weight", "b.weight", "c.weight"), ("identity", ".T", "identity"))
-    assert size_without_sharing(Shelf.of(model)) == sum(t.nbytes for t in model.state_dict().values())
+    assert size_without_sharing(Inventory.of(model)) == sum(t.nbytes for t in model.state_dict().values())
     model = nn.ModuleDict({"a": linear(4, 6), "b": linear(4, 2), "c": linear(4, 8)})
     torch.nn.utils.parametrizations.weight_norm(model.a)
     tied.tie(model, "c.weight", "cat([a.weight, b.weight], 0)")
-    assert size_without_sharing(Shelf.of(model)) == sum(t.nbytes for t in model.state_dict().values())
+    assert size_without_sharing(Inventory.of(model)) == sum(t.nbytes for t in model.state_dict().values())
 
 
 def test_a_target_that_was_overwritten_is_in_no_group():
@@ -292,7 +292,7 @@ def test_ties_of_several_sources_are_groups_of_their_own():
     (group,) = groups(model)
     assert group.names == ("a.weight", "b.weight", "c.weight")
     assert group.transforms == ("identity", "source", "cat([a.weight, b.weight], 0)")
-    assert size_without_sharing(Shelf.of(model)) == 4 * sum(4 * n + n for n in (2, 4, 6))
+    assert size_without_sharing(Inventory.of(model)) == 4 * sum(4 * n + n for n in (2, 4, 6))
 
 
 def test_ties_are_seen_through_torch_compile():
@@ -312,7 +312,7 @@ def numbers(*tensors: Tensor) -> int:
 
 
 def counted(*tensors: Tensor) -> tuple[int, int]:
-    return count(Shelf(nn.Module(), {}, [str(i) for i in range(len(tensors))], list(tensors), len(tensors)))
+    return count(Inventory(nn.Module(), {}, [str(i) for i in range(len(tensors))], list(tensors), len(tensors)))
 
 
 def test_memory_is_counted_once():
@@ -331,18 +331,18 @@ def test_a_parameter_over_a_part_of_a_buffer():
     model, table = nn.Module(), torch.zeros(30)
     model.register_buffer("table", table)
     model.weight = Parameter(table[:20])
-    assert count(Shelf.of(model)) == (20, 120)
+    assert count(Inventory.of(model)) == (20, 120)
     model.more = Parameter(table[10:15])
-    assert count(Shelf.of(model)) == (20, 120)
+    assert count(Inventory.of(model)) == (20, 120)
     model.other = Parameter(table[25:])
-    assert count(Shelf.of(model)) == (25, 120)
+    assert count(Inventory.of(model)) == (25, 120)
 
 
 # -- whole modules ------------------------------------------------------------------------------------
 
 
 def folded(model: nn.Module) -> list[Group]:
-    return list(fold(groups(model), Shelf.of(model)))
+    return list(collapse(groups(model), Inventory.of(model)))
 
 
 def test_whole_modules_are_one_line():

@@ -74,7 +74,7 @@ def test_a_full_disk(named, path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", *named)
 
-    monkeypatch.setattr("tied.files.rewriting._write", full)
+    monkeypatch.setattr("tied.files.rewriting.rewrite._write", full)
     done = run("shrink", path, "new.safetensors")
     assert done.exit_code == 2
     assert done.stderr == "tied shrink: No space left on device: 'new.safetensors'\nNothing was written.\n"
@@ -85,7 +85,7 @@ def test_an_interruption(path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tied.files.rewriting._write", interrupted)
+    monkeypatch.setattr("tied.files.rewriting.rewrite._write", interrupted)
     done = run("shrink", path, "new.safetensors")
     assert done.exit_code == 130
     assert done.stderr == "Interrupted; nothing was written.\n"

@@ -14,7 +14,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": 
 # A process started in the background inherits "ignore" for SIGINT; a user's does not.
 START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom tied.cli import main\n"
 BREAK = """
-import tied.study.proofs.recipe as recipe
+import tied.study.proofs.popular_recipe as recipe
 recipe.TIED = recipe.SECOND_PARAMETER
 """
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tied.cli import terminal
 from tied.cli.terminal import Lines, Screen, show_table
-from tied.show.table import Cell, Table, to_text
+from tied.reporting.table import Cell, Table, to_text
 from tied.study.progress import Progress
 
 TABLE = Table(

@@ -281,7 +281,7 @@ def test_a_deepcopy_needs_no_copy_of_the_target() -> None:
     model = tied_model(MAIN[0])
     model._modules["encoder"] = model._modules.pop("encoder")  # the target comes first
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tied.binding.late.uninstall", lambda *_: pytest.fail("a Parameter was made"))
+        patch.setattr("tied.binding.late_reading.uninstall", lambda *_: pytest.fail("a Parameter was made"))
         twin = copy.deepcopy(model)
     assert torch.equal(twin.decoder.weight, twin.encoder.weight.t())
 

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tied.nn import TiedEmbedding, accumulate, head, many_uses
+from tied.nn import TiedEmbedding, accumulate, lm_head, many_uses
 
 
 class Loop(nn.Module):
@@ -73,7 +73,7 @@ def _one_way(rank: int, way: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     alone = Loop()
     _train(alone, slice(None))
-    accumulate.FEWEST_WEIGHTS, accumulate.ROWS_PER_WIDTH, head.FEWEST_SCORES = 1, 1e9, 1
+    accumulate.FEWEST_WEIGHTS, accumulate.ROWS_PER_WIDTH, lm_head.FEWEST_SCORES = 1, 1e9, 1
     model = WAYS[way](many_uses(Loop(recompute="recomputed" in way)))
     _train(model, slice(2 * rank, 2 * rank + 2))
     values = [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in model.parameters()]

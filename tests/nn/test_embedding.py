@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import tied
-from tied.nn import TiedEmbedding, accumulate, cross_entropy, head, many_uses
+from tied.nn import TiedEmbedding, accumulate, cross_entropy, lm_head, many_uses
 
 WORDS, WIDTH = 11, 4
 
@@ -20,7 +20,7 @@ WORDS, WIDTH = 11, 4
 def small(request, monkeypatch):
     """Run all tests with the plain loss, as small heads have it, and in chunks."""
     if request.param == "chunks":
-        monkeypatch.setattr(head, "FEWEST_SCORES", 1)
+        monkeypatch.setattr(lm_head, "FEWEST_SCORES", 1)
         monkeypatch.setattr(cross_entropy, "SMALLEST_CHUNK", 3)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tied.study.demo import demo
+from tied.study.demo.record import Plan, Record
+from tied.study.demo.run import demo
 from tied.study.progress import Progress
-from tied.study.record import Plan, Record
 
 PLAN = Plan(seed=0, seeds=2, epochs=4, rounds=2)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tied.study.demo.properties import properties
 from tied.study.digits import load
-from tied.study.measure import properties
 from tied.study.recipes import ALL, BY_NAME, RAW, TIED, start
 
 KNOWN = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo import ZOO, Architecture
 
 import tied
-from tied.checking.verify import verify
+from tied.proving.verify import verify
 
 FAST = {"GPT2LMHeadModel", "T5ForConditionalGeneration", "AlbertForMaskedLM"}
 EACH = pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from torch import Tensor
 from tied.algebra.address import Address, show_address
 from tied.algebra.arithmetic import Add, Matmul, Multiply, Scale, ScaleBy, constants, number
 from tied.algebra.assembly import Gather
-from tied.algebra.functions import answer, methods, unknown
 from tied.algebra.pointwise import Cast, Detach, Place
+from tied.algebra.torch_functions import answer, methods, unknown
 from tied.algebra.transform import MOST_DEPTH, Transform
 from tied.algebra.views import index, view
 from tied.errors import KindError, ParseError, ShapeError, short

@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 import torch
 
 from tied.algebra.address import NUMBER, STRING, WORD, Address
+from tied.algebra.address_parser import ATTRIBUTES, Locator, Tree, unquote
 from tied.algebra.arithmetic import kron
 from tied.algebra.assembly import cat, stack
 from tied.algebra.expression import Expression, Ref
-from tied.algebra.locator import ATTRIBUTES, Locator, Tree, unquote
 from tied.algebra.transform import METHODS
 from tied.errors import KindError, ParseError, TieError, nearest, short
 

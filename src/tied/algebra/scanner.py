@@ -1,6 +1,6 @@
 """The scanner: a cursor over one text, and the errors that name its position.
 
-Owns: characters. Must not know the grammar. Read next: `locator.py`.
+Owns: characters. Must not know the grammar. Read next: `address_parser.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adapters (LoRA) on either end of a tie, as `peft` puts them around a layer.
 
 Owns: what a source weighs under an adapter, and the refusal to merge an adapter into a target. Must not import
-peft: its layers are known by what they have. Read next: `computed.py`.
+peft: its layers are known by what they have. Read next: `computed_source.py`.
 
 Around the source, the target follows what the source's layer computes with: W and the adapter's change of it. So
 merging changes nothing. Around the target, merging would write the change into the source, for all its uses.

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from tied.algebra import Address, Expression, Ref, show_address
-from tied.binding.declare import declare, unwrapped
-from tied.binding.late import uninstall
+from tied.binding.late_reading import uninstall
 from tied.binding.ledger import Tie, entries
 from tied.binding.slots import ModuleTree, Slot
+from tied.binding.tie import declare, unwrapped
 from tied.errors import ConflictError, KindError, during
 
 

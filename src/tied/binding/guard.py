@@ -16,10 +16,10 @@ from typing import Any
 from torch import nn
 
 from tied.algebra import Address, show_address
-from tied.binding.declare import unwrapped
 from tied.binding.ledger import Tie, entries
 from tied.binding.retie import is_cut
 from tied.binding.slots import ModuleTree
+from tied.binding.tie import unwrapped
 from tied.errors import ConflictError
 
 WATCHED = (

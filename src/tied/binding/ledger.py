@@ -1,6 +1,6 @@
 """What the hands do with the ledger: typed entries, and chains of ties resolved to their roots.
 
-Owns: `entries` with their links, and `resolve`. Must not change modules. Read next: `declare.py`.
+Owns: `entries` with their links, and `resolve`. Must not change modules. Read next: `tie.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns: late reading. A source is found by the way from the home (the innermost module that holds both ends)
 to its owner, at each access, and never by holding a Parameter; so it stays right when a source is replaced,
-moved, loaded with `assign=True`, or becomes computed. Must not change modules. Read next: `late.py`.
+moved, loaded with `assign=True`, or becomes computed. Must not change modules. Read next: `late_reading.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.nn import Parameter
 
 from tied.algebra import Address, Expression, invert, parse, show_address
 from tied.algebra.expression import Apply
-from tied.binding.anchor import Anchor, anchor, plant
-from tied.binding.computed import read_attribute, write_attribute
-from tied.binding.derived import Read, computing, derive, viewing
+from tied.binding.computed_source import read_attribute, write_attribute
+from tied.binding.module_reference import Anchor, anchor, plant
 from tied.binding.slots import links
+from tied.binding.target_tensor import Read, computing, derive, viewing
 from tied.errors import KindError, SourceGoneError
 
 View = Callable[[Tensor], Tensor]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from tied.algebra import Address, Ref, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
-from tied.binding.anchor import declared
-from tied.binding.declare import declare, unwrapped
-from tied.binding.late import install, is_late
+from tied.binding.late_reading import install, is_late
 from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
-from tied.binding.loading import check_winner
+from tied.binding.module_reference import declared
 from tied.binding.slots import ModuleTree, Slot, links
+from tied.binding.state_dict_hooks import check_winner
+from tied.binding.tie import declare, unwrapped
 from tied.errors import AddressError, ConflictError, during
 
 

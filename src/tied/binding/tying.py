@@ -1,7 +1,7 @@
 """The line that everyone tries first, made to work: `m.decoder.weight = m.encoder.weight.T`.
 
 Owns: the stand-ins for a model and its modules that record assignments. Must not check or act: that is
-`declare.py`'s, once, at the end of the block.
+`tie.py`'s, once, at the end of the block.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from tied.algebra import Address, Expression, Ref, show_address
-from tied.binding.declare import Keep, declare, unwrapped
+from tied.binding.equations import pair
 from tied.binding.ledger import Tie
-from tied.binding.pairing import pair
 from tied.binding.slots import ModuleTree
+from tied.binding.tie import Keep, declare, unwrapped
 from tied.errors import AddressError, KindError, during, nearest
 
 

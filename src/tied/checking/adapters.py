@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tied.checking.declarations import Seen, at
-from tied.checking.report import Finding, Group, quoted
-from tied.checking.rules import finding
+from tied.reporting.report import Finding, Group, quoted
+from tied.reporting.rules import finding
 
 BASE, ORIGINAL, TRAINED = ".base_layer.", ".original_module.", ".modules_to_save."
 
@@ -19,7 +19,7 @@ _WRAPPED = (BASE.rstrip("."), ORIGINAL.rstrip("."))
 
 def look_at_adapters(seen: Seen) -> Iterator[Finding]:
     """Yield where an adapter sits on shared memory."""
-    if not any(path.endswith(_WRAPPED) for path in seen.shelf.modules):
+    if not any(path.endswith(_WRAPPED) for path in seen.inventory.modules):
         return
     for group in seen.groups:
         adapted = [name for name in group.names if BASE in name and _has_adapter(seen, name)]
@@ -35,7 +35,7 @@ def look_at_adapters(seen: Seen) -> Iterator[Finding]:
 def _fix_of_adapter(seen: Seen, name: str) -> str:
     """Return what gives the adapted end a weight of its own, which it may be merged into."""
     path, _, attribute = name.rpartition(".")
-    if seen.shelf.tensor(name) is None:
+    if seen.inventory.tensor(name) is None:
         return f"tied.untie(model, {quoted(name)})  # then merge"
     fix = f"import copy; m = model.get_submodule({quoted(path)}); m.{attribute} = copy.deepcopy(m.{attribute})"
     declared = next(
@@ -45,7 +45,7 @@ def _fix_of_adapter(seen: Seen, name: str) -> str:
 
 
 def _has_adapter(seen: Seen, name: str) -> bool:
-    layer = seen.shelf.modules[name.partition(BASE)[0]]
+    layer = seen.inventory.modules[name.partition(BASE)[0]]
     places = (getattr(layer, kind, None) for kind in ("lora_A", "lora_embedding_A", "adapter_layer_names"))
     return any(place is not None and len(place) > 0 for place in places)
 

@@ -1,8 +1,9 @@
 """`tied.check`: one look at a live model.
 
 Owns: the public function, and the order in which the eyes look. Must not change anything. Files and state dicts are
-looked at by `tied.files.audit`, above this layer, which is asked by name and gives the same `Report`.
-Read next: `groups.py`, then `declarations.py`, `copies.py`, `meaning.py`, `optimizers.py`, `adapters.py`, `tracing.py`.
+looked at by `tied.files.auditing.audit`, above this layer, which is asked by name and gives the same `Report`.
+Read next: `groups.py`, then `declarations.py`, `copies.py`, `semantics.py`, `optimizers.py`, `adapters.py`,
+`forward_calls.py`.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tied.checking.adapters import look_at_adapters
+from tied.checking.collapse import collapse
 from tied.checking.declarations import Apart, Seen, apart_finding, fix_of_half_tied, judge
-from tied.checking.equal import equal_groups
-from tied.checking.folding import fold
+from tied.checking.equal_copies import equal_groups
+from tied.checking.forward_calls import NotTracedError, called, calls
 from tied.checking.groups import count, shared, size_without_sharing
-from tied.checking.meaning import look_at_meaning
+from tied.checking.inventory import Inventory
 from tied.checking.optimizers import look_at_optimizer
-from tied.checking.report import Finding, Group, Report, expression, quoted
-from tied.checking.rules import chosen, finding, known_prefixes
-from tied.checking.shelf import Shelf
-from tied.checking.tracing import NotTracedError, called, calls
+from tied.checking.semantics import look_at_meaning
 from tied.errors import KindError, during
+from tied.reporting.report import Finding, Group, Report, expression, quoted
+from tied.reporting.rules import chosen, finding, known_prefixes
 
 
 def check(
@@ -68,7 +69,7 @@ def check(
         if isinstance(subject, nn.Module):
             return _look(subject, inputs, optimizer, select=select, ignore=ignore)
         if isinstance(subject, str | Path | Mapping):
-            return importlib.import_module("tied.files.audit").audit(subject, select=select, ignore=ignore)
+            return importlib.import_module("tied.files.auditing.audit").audit(subject, select=select, ignore=ignore)
         raise KindError(
             "Only models, state dicts and files can be looked at.",
             found=type(subject).__name__,
@@ -80,34 +81,34 @@ def check(
 def _look(
     model: nn.Module, inputs: Any, optimizer: Optimizer | None, *, select: Sequence[str] | None, ignore: Sequence[str]
 ) -> Report:
-    shelf = Shelf.of(model)
-    seen = Seen(shelf, shared(shelf))
+    inventory = Inventory.of(model)
+    seen = Seen(inventory, shared(inventory))
     judged = list(judge(seen))
     apart = {each.group.names: each for each in judged if isinstance(each, Apart)}
     equal = equal_groups(seen, {name for names in apart for name in names})
-    groups = fold([*seen.groups, *(each.group for each in apart.values()), *equal], shelf)
-    traced, notes = _traced(shelf, inputs)
+    groups = collapse([*seen.groups, *(each.group for each in apart.values()), *equal], inventory)
+    traced, notes = _traced(inventory, inputs)
     findings = [each for each in judged if isinstance(each, Finding)]
     findings += [*_of_groups(seen, groups, apart), *look_at_meaning(seen), *look_at_adapters(seen)]
     findings += look_at_optimizer(seen, optimizer) if optimizer is not None else ()
-    parameters, size = count(shelf)
+    parameters, size = count(inventory)
     return Report(
         type(model).__name__,
         (*groups, *traced),
         chosen(findings, select=select, ignore=ignore),
         parameters=parameters,
         bytes=size,
-        bytes_saved=size_without_sharing(shelf) - size,
+        bytes_saved=size_without_sharing(inventory) - size,
         notes=notes,
     )
 
 
-def _traced(shelf: Shelf, inputs: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+def _traced(inventory: Inventory, inputs: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Return the modules that are called several times; where inputs were given in vain, say why."""
     try:
-        return tuple(called(shelf.modules, calls(shelf.model, inputs))), ()
+        return tuple(called(inventory.modules, calls(inventory.model, inputs))), ()
     except NotTracedError as error:
-        found = tuple(called(shelf.modules, {}))
+        found = tuple(called(inventory.modules, {}))
         return found, () if inputs is None else (f"Calls were not counted: the forward failed with {error}",)
 
 
@@ -127,7 +128,7 @@ def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ..
 
 
 def _half_tied(seen: Seen, group: Group, leaf: Group) -> Finding:
-    buffers = [name for name in leaf.names if not seen.shelf.is_parameter(name)]
+    buffers = [name for name in leaf.names if not seen.inventory.is_parameter(name)]
     if buffers:
         path, _, attribute = buffers[0].rpartition(".")
         what = f"{_listed(group)} lie over one memory, until the model is cast, moved or copied."

@@ -1,7 +1,7 @@
 """Declarations: what is declared, compared with what is there.
 
 Owns: the states `equal`, `drifted` and `declared` of declared ties, ties of `tied` that were cut, and sharing that
-is not declared where it must be. Must not know how others declare: `declared.py` does.
+is not declared where it must be. Must not know how others declare: `library_ties.py` does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tied.checking.copies import equal_values
-from tied.checking.declared import Pair, is_offloaded, pairs, rules, transformers_models, undone
 from tied.checking.groups import group_of, suffix
-from tied.checking.report import IDENTITY, OVERLAP, Finding, Group, State, expression, quoted
-from tied.checking.rules import finding
-from tied.checking.shelf import Shelf
+from tied.checking.inventory import Inventory
+from tied.checking.library_ties import Pair, is_offloaded, pairs, rules, transformers_models, undone
 from tied.ledger import cuts
+from tied.reporting.report import IDENTITY, OVERLAP, Finding, Group, State, expression, quoted
+from tied.reporting.rules import finding
 
 WRAPPED = (".base_layer", ".original_module")  # where adapters put the layer that they wrap
 
@@ -29,17 +29,17 @@ class Seen:
     """What is there: the model, its tensors, and which names share memory.
 
     Attributes:
-        shelf: The tensors of the model.
+        inventory: The tensors of the model.
         groups: What shares memory.
     """
 
-    shelf: Shelf
+    inventory: Inventory
     groups: tuple[Group, ...]
 
     @cached_property
     def memory(self) -> dict[str, int]:
         """For every name, a number of the memory it stands for; names that share have the same."""
-        memory = dict(self.shelf.places)
+        memory = dict(self.inventory.places)
         for group in self.groups:
             memory.update(dict.fromkeys(group.names, memory.get(group.names[0], -1)))
         return memory
@@ -47,7 +47,7 @@ class Seen:
     @cached_property
     def pretrained(self) -> dict[str, Any]:
         """The models of transformers inside, by the prefix of their names."""
-        return dict(transformers_models(self.shelf.modules))
+        return dict(transformers_models(self.inventory.modules))
 
     @cached_property
     def declared(self) -> list[Pair]:
@@ -64,7 +64,7 @@ class Seen:
     def present(self, name: str) -> list[str]:
         """Return the names under which a declared one is found: an adapter puts it elsewhere, or trains a copy."""
         owner, _, attribute = name.rpartition(".")
-        copies = self.shelf.modules.get(f"{owner}.modules_to_save")
+        copies = self.inventory.modules.get(f"{owner}.modules_to_save")
         inside = [*WRAPPED, *(f".modules_to_save.{key}" for key in (copies._modules if copies is not None else ()))]
         return [other for place in ("", *inside) if (other := f"{owner}{place}.{attribute}") in self.memory]
 
@@ -125,10 +125,10 @@ def at(path: str) -> str:
 
 
 def _cut(seen: Seen) -> Iterator[Apart]:
-    for cut in cuts(seen.shelf.model) if seen.shelf.has_ties else ():
+    for cut in cuts(seen.inventory.model) if seen.inventory.has_ties else ():
         target, sources = ".".join(cut.target), [".".join(address) for address in cut.source.sources()]
         transforms = [IDENTITY, *["source"] * (len(sources) - 1), suffix(cut.source)]
-        group = group_of("declared", [*sources, target], transforms, seen.shelf.tensor(sources[0]))
+        group = group_of("declared", [*sources, target], transforms, seen.inventory.tensor(sources[0]))
         yield Apart(group, "TIE109", Pair(target, sources[0], "tied", ""))
 
 
@@ -161,12 +161,12 @@ def _pairs(seen: Seen) -> Iterator[Apart | Finding]:
 
 def _apart(seen: Seen, names: list[str], pair: Pair) -> Apart:
     """Say how tensors that are declared one, and are several, differ."""
-    tensors = [tensor for name in names if (tensor := seen.shelf.tensor(name)) is not None]
-    is_elsewhere = any(is_offloaded(seen.shelf.owner(name)) for name in names)
+    tensors = [tensor for name in names if (tensor := seen.inventory.tensor(name)) is not None]
+    is_elsewhere = any(is_offloaded(seen.inventory.owner(name)) for name in names)
     state = "declared" if is_elsewhere else _state(tensors)
     code = {"equal": "TIE103", "drifted": "TIE102"}.get(state, "TIE104")
     code = "TIE501" if len({tensor.device for tensor in tensors}) > 1 else code
-    group = group_of(state, names, [IDENTITY] * len(names), seen.shelf.tensor(names[0]))
+    group = group_of(state, names, [IDENTITY] * len(names), seen.inventory.tensor(names[0]))
     return Apart(group, "" if is_elsewhere else code, pair)
 
 
@@ -200,10 +200,10 @@ def _undeclared(seen: Seen) -> Iterator[Finding]:
     """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
     known = {other for pair in seen.declared for name in pair[:2] for other in seen.present(name)}
     for group in seen.groups:
-        own = [name for name in group.names if seen.shelf.tensor(name) is not None]
+        own = [name for name in group.names if seen.inventory.tensor(name) is not None]
         inside = [name for name in own if any(name.startswith(prefix) for prefix in seen.pretrained)]
         unknown = [name for name in inside if name not in known]
-        if len(inside) > 1 and unknown and seen.shelf.is_parameter(own[0]) and group.state == "tied":
+        if len(inside) > 1 and unknown and seen.inventory.is_parameter(own[0]) and group.state == "tied":
             what = f"{' and '.join(inside[:3])} are one tensor, which transformers does not know: saving refuses, or"
             what += " drops one, and loading draws it anew."
             yield finding("TIE106", inside, what, _fix_of_undeclared(seen, inside))

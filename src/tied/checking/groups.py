@@ -1,7 +1,7 @@
 """Groups: which names of a model share memory, and what each of them is of the first.
 
 Owns: `groups`, and the sums over them. Must not change a model, nor read values.
-Read next: `folding.py`, which says the same of whole modules; `memory.py` finds the overlaps.
+Read next: `collapse.py`, which says the same of whole modules; `memory/overlap.py` finds the overlaps.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression, Ref, show_address
-from tied.checking.memory import Piece, pieces, shape_of, size_of
-from tied.checking.relation import relation
-from tied.checking.report import IDENTITY, OVERLAP, Group, State
-from tied.checking.shelf import Shelf
+from tied.checking.inventory import Inventory
 from tied.ledger import Tie, entries
+from tied.memory.overlap import Piece, pieces, shape_of, size_of
+from tied.memory.view_relation import relation
+from tied.reporting.report import IDENTITY, OVERLAP, Group, State
 
 
 def groups(model: nn.Module) -> tuple[Group, ...]:
@@ -36,30 +36,32 @@ def groups(model: nn.Module) -> tuple[Group, ...]:
         >>> group.state, group.names, group.transforms
         ('half-tied', ('encoder.weight', 'decoder.weight'), ('identity', '.T'))
     """
-    return shared(Shelf.of(model))
+    return shared(Inventory.of(model))
 
 
-def shared(shelf: Shelf) -> tuple[Group, ...]:
-    """Return what shares memory among the tensors of a shelf, and the ties that `tied` declared on the model."""
-    found = {places[0]: _one(shelf, places) for places in shelf.sharing.same}
-    found |= {places[0]: _several_over_one(shelf, places) for places in shelf.sharing.overlapping}
+def shared(inventory: Inventory) -> tuple[Group, ...]:
+    """Return what shares memory among the tensors of an inventory, and the ties that `tied` declared on the model."""
+    found = {places[0]: _one(inventory, places) for places in inventory.sharing.same}
+    found |= {places[0]: _several_over_one(inventory, places) for places in inventory.sharing.overlapping}
     ordered = [found[place] for place in sorted(found)]
-    return tuple(_with_ledger(shelf, ordered)) if shelf.has_ties else tuple(ordered)
+    return tuple(_with_ledger(inventory, ordered)) if inventory.has_ties else tuple(ordered)
 
 
-def _one(shelf: Shelf, places: list[int]) -> Group:
-    names = tuple([shelf.names[place] for place in places])
-    return group_of("tied", names, (IDENTITY,) * len(names), shelf.tensors[places[0]])
+def _one(inventory: Inventory, places: list[int]) -> Group:
+    names = tuple([inventory.names[place] for place in places])
+    return group_of("tied", names, (IDENTITY,) * len(names), inventory.tensors[places[0]])
 
 
-def _several_over_one(shelf: Shelf, places: list[int]) -> Group:
+def _several_over_one(inventory: Inventory, places: list[int]) -> Group:
     """Describe overlapping tensors: the largest first, and every name of each object beside its others."""
-    first = max(places, key=lambda place: (shelf.tensors[place].numel(), -place))
-    base = shelf.tensors[first]
+    first = max(places, key=lambda place: (inventory.tensors[place].numel(), -place))
+    base = inventory.tensors[first]
     members: dict[int, list[str]] = {id(base): []}
     for place in places:
-        members.setdefault(id(shelf.tensors[place]), []).append(shelf.names[place])
-    what = {id(shelf.tensors[place]): relation(base, shelf.tensors[place]) for place in places} | {id(base): IDENTITY}
+        members.setdefault(id(inventory.tensors[place]), []).append(inventory.names[place])
+    what = {id(inventory.tensors[place]): relation(base, inventory.tensors[place]) for place in places} | {
+        id(base): IDENTITY
+    }
     transforms = [what[key] for key, names in members.items() for _ in names]
     return group_of("half-tied", [name for names in members.values() for name in names], transforms, base)
 
@@ -80,17 +82,17 @@ def name_of(dtype: torch.dtype) -> str:
 # -- ties that `tied` declared ------------------------------------------------------------------------
 
 
-def _with_ledger(shelf: Shelf, found: list[Group]) -> Iterator[Group]:
+def _with_ledger(inventory: Inventory, found: list[Group]) -> Iterator[Group]:
     """Yield the groups, each with the targets that read one of its tensors; then the ties of several sources."""
     known = {name: index for index, group in enumerate(found) for name in group.names}
     more: list[Group] = []
-    for prefix, tie, module in _ties(shelf):
+    for prefix, tie, module in _ties(inventory):
         if tie.target[-1] in module._parameters or tie.target[-1] in module._buffers:
             continue  # it was cut: the target has a tensor of its own
         target, sources = prefix + ".".join(tie.target), [prefix + ".".join(s) for s in tie.source.sources()]
-        first = shelf.tensor(sources[0])
+        first = inventory.tensor(sources[0])
         if len(sources) > 1:
-            more.append(_several(shelf, target, sources, tie.source))
+            more.append(_several(inventory, target, sources, tie.source))
             continue
         source = sources[0]
         if source not in known:
@@ -101,11 +103,11 @@ def _with_ledger(shelf: Shelf, found: list[Group]) -> Iterator[Group]:
     yield from [*found, *more]
 
 
-def _ties(shelf: Shelf) -> Iterator[tuple[str, Tie, nn.Module]]:
+def _ties(inventory: Inventory) -> Iterator[tuple[str, Tie, nn.Module]]:
     """Yield the declared ties, with what torch.compile puts before their names."""
-    inner = shelf.model._modules.get("_orig_mod")
+    inner = inventory.model._modules.get("_orig_mod")
     prefix = "" if inner is None else "_orig_mod."
-    for tie, module, _ in entries(shelf.model if inner is None else inner):
+    for tie, module, _ in entries(inventory.model if inner is None else inner):
         yield prefix, tie, module
 
 
@@ -126,34 +128,37 @@ def suffix(expression: Expression) -> str:
     return rest if rest != text and text.count(source) == 1 and " " not in rest.split("(")[0].split("[")[0] else text
 
 
-def _several(shelf: Shelf, target: str, sources: list[str], expression: Expression) -> Group:
+def _several(inventory: Inventory, target: str, sources: list[str], expression: Expression) -> Group:
     transforms = [IDENTITY, *["source"] * (len(sources) - 1), str(expression)]
-    return group_of("tied", [*sources, target], transforms, shelf.tensor(sources[0]))
+    return group_of("tied", [*sources, target], transforms, inventory.tensor(sources[0]))
 
 
 # -- sums ---------------------------------------------------------------------------------------------
 
 
-def count(shelf: Shelf) -> tuple[int, int]:
+def count(inventory: Inventory) -> tuple[int, int]:
     """Return how many numbers the Parameters hold, and how many bytes all tensors; overlaps are counted once."""
-    again = [place for places in shelf.sharing.same for place in places[1:]]
-    numbers, size = sum(shelf.numbers[: shelf.parameters]), sum(shelf.bytes) - sum(shelf.bytes[p] for p in again)
-    numbers -= sum(shelf.numbers[place] for place in again if place < shelf.parameters)
-    for places in shelf.sharing.overlapping:
-        own = [place for place in places if place < shelf.parameters]
-        numbers -= sum(shelf.numbers[place] for place in own)
-        size -= sum(shelf.bytes[place] for place in places)
-        of_all = union([shelf.tensors[place] for place in places])
-        of_own = of_all if len(own) == len(places) else union([shelf.tensors[place] for place in own])
+    again = [place for places in inventory.sharing.same for place in places[1:]]
+    numbers, size = (
+        sum(inventory.numbers[: inventory.parameters]),
+        sum(inventory.bytes) - sum(inventory.bytes[p] for p in again),
+    )
+    numbers -= sum(inventory.numbers[place] for place in again if place < inventory.parameters)
+    for places in inventory.sharing.overlapping:
+        own = [place for place in places if place < inventory.parameters]
+        numbers -= sum(inventory.numbers[place] for place in own)
+        size -= sum(inventory.bytes[place] for place in places)
+        of_all = union([inventory.tensors[place] for place in places])
+        of_own = of_all if len(own) == len(places) else union([inventory.tensors[place] for place in own])
         numbers, size = numbers + of_own[0], size + of_all[1]
     return numbers, size
 
 
-def size_without_sharing(shelf: Shelf) -> int:
+def size_without_sharing(inventory: Inventory) -> int:
     """Return the bytes that all names would take if each had its own; targets of computed sources are not known."""
-    size = sum(shelf.bytes)
-    for prefix, tie, _ in _ties(shelf) if shelf.has_ties else ():
-        sources = {source: shelf.tensor(prefix + ".".join(source)) for source in tie.source.sources()}
+    size = sum(inventory.bytes)
+    for prefix, tie, _ in _ties(inventory) if inventory.has_ties else ():
+        sources = {source: inventory.tensor(prefix + ".".join(source)) for source in tie.source.sources()}
         metas = {address: torch.empty_like(t, device="meta") for address, t in sources.items() if t is not None}
         size += size_of(tie.source.infer(metas)) if len(metas) == len(sources) else 0
     return size

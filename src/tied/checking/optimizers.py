@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from tied.checking.declarations import Seen, fix_of_half_tied
-from tied.checking.report import Finding, Group
-from tied.checking.rules import finding
+from tied.reporting.report import Finding, Group
+from tied.reporting.rules import finding
 
 SETTINGS = ("lr", "weight_decay")
 
@@ -39,7 +39,7 @@ def look_at_optimizer(seen: Seen, optimizer: Optimizer) -> Iterator[Finding]:
     for entry in entries:
         held.setdefault(id(entry.tensor), []).append(entry)
     names: dict[int, list[str]] = {}
-    for name, tensor in zip(seen.shelf.names, seen.shelf.tensors, strict=True):
+    for name, tensor in zip(seen.inventory.names, seen.inventory.tensors, strict=True):
         names.setdefault(id(tensor), []).append(name)
     anew = _anew(optimizer)
     yield from _twice(held, names, anew)
@@ -71,7 +71,7 @@ def _of_group(seen: Seen, group: Group, held: dict[int, list[Entry]], anew: str)
     """Look at the Parameters over one memory."""
     trained: dict[int, str] = {}
     for name in group.names:
-        tensor = seen.shelf.tensor(name)
+        tensor = seen.inventory.tensor(name)
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
             trained.setdefault(id(tensor), name)
     entries = [entry for key in trained for entry in held.get(key, ())]
@@ -97,7 +97,7 @@ def _settings(settings: tuple[Any, ...]) -> str:
 
 
 def _holds_any(seen: Seen, held: dict[int, list[Entry]]) -> bool:
-    return any(id(tensor) in held for tensor in seen.shelf.tensors)
+    return any(id(tensor) in held for tensor in seen.inventory.tensors)
 
 
 def _stale(seen: Seen, tensors: list[Tensor], names: Mapping[int, Sequence[str]], anew: str) -> Iterator[Finding]:

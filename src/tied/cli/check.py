@@ -20,7 +20,7 @@ import typer
 from tied.cli.terminal import say
 
 if TYPE_CHECKING:
-    from tied.checking.report import Report
+    from tied.reporting.report import Report
 
 FINDINGS, COULD_NOT_LOOK, INTERRUPTED = 1, 2, 130
 FORMATS = ("text", "json", "sarif", "github", "html")
@@ -127,14 +127,14 @@ def _report(subject: str, given: list[str], settings: dict[str, Any], *, prove: 
     if prove and not is_file:
         raise _stop("--prove is for files; of a model all values are compared")
     arguments = _arguments(given)
-    from tied.checking.rules import known_prefixes
     from tied.errors import TieError
+    from tied.reporting.rules import known_prefixes
 
     chosen = {"select": settings["select"], "ignore": settings["ignore"]}
     try:
         known_prefixes([*(chosen["select"] or ()), *chosen["ignore"]])  # before the user's code runs
         if is_file:
-            from tied.files.audit import audit
+            from tied.files.auditing.audit import audit
 
             report = audit(subject, prove=prove, **chosen)
         else:
@@ -170,7 +170,7 @@ def _made(subject: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _print(report: Report, form: str, uri: str) -> None:
-    from tied.show import report as show
+    from tied.reporting import text as show
 
     if form == "json":
         print(json.dumps(report.to_json(), indent=2))

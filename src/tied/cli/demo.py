@@ -15,7 +15,7 @@ import typer
 from tied.cli.terminal import say, show_table, watching
 
 if TYPE_CHECKING:
-    from tied.study.record import Record
+    from tied.study.demo.record import Record
 
 INTERRUPTED = 130
 WRONG_USE = 2
@@ -59,8 +59,8 @@ def _wrong(problem: str) -> typer.Exit:
 def _run(quick: bool, seed: int, out: Path) -> Record:
     """Measure until done or interrupted."""
     say("Loading torch ...")
-    from tied.study.folder import prepare
-    from tied.study.record import Plan, Record
+    from tied.study.demo.output_folder import prepare
+    from tied.study.demo.record import Plan, Record
 
     try:
         prepare(out)
@@ -77,9 +77,9 @@ def _run(quick: bool, seed: int, out: Path) -> Record:
 
 
 def _collect(record: Record) -> None:
-    from tied.study.demo import demo as events
+    from tied.study.demo.run import demo as events
+    from tied.study.demo.tables import results
     from tied.study.progress import Progress
-    from tied.study.tables import results
 
     with watching() as watch:
         for event in events(record.plan):
@@ -91,8 +91,8 @@ def _collect(record: Record) -> None:
 
 def _finish(record: Record, out: Path, *, as_json: bool) -> None:
     """Write what there is, print it, and say what is missing."""
-    from tied.study.folder import write_data
-    from tied.study.tables import results, sentences
+    from tied.study.demo.output_folder import write_data
+    from tied.study.demo.tables import results, sentences
 
     written = write_data(record, out)
     if as_json:
@@ -108,7 +108,7 @@ def _finish(record: Record, out: Path, *, as_json: bool) -> None:
 
 def _pictures(record: Record, out: Path) -> list[Path]:
     from tied.show.pictures import MissingPackageError
-    from tied.study.folder import write_pictures
+    from tied.study.demo.output_folder import write_pictures
 
     try:
         return write_pictures(record, out)
@@ -121,7 +121,7 @@ def _pictures(record: Record, out: Path) -> list[Path]:
 
 
 def _finished(record: Record) -> str:
-    from tied.study.demo import jobs
+    from tied.study.demo.run import jobs
 
     trained, planned = sum(len(runs) for runs in record.runs.values()), len(jobs(record.plan))
     return f"Finished: {len(record.properties)} recipes checked, {trained} of {planned} models trained."

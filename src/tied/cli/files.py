@@ -23,8 +23,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from tied.cli.terminal import say
 
 if TYPE_CHECKING:
-    from tied.files.rewriting import Tell
-    from tied.files.shrinking import Rewritten
+    from tied.files.rewriting.rewrite import Tell
+    from tied.files.rewriting.shrink import Rewritten
 
 NOT_WRITTEN, INTERRUPTED = 2, 130
 LARGE = 1 << 26
@@ -78,7 +78,7 @@ def repair(
 
 def _run(command: str, target: Path, work: Callable[[Tell], Rewritten]) -> None:
     from tied.errors import TieError
-    from tied.files.audit import size
+    from tied.files.auditing.audit import size
 
     begin = time.perf_counter()
     try:

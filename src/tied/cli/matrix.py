@@ -68,13 +68,13 @@ def _run(kinds: tuple[str, ...], wanted: tuple[str, str], html: Path | None, lim
     plan = _plan(kinds, wanted, limit)
     if html:
         _check(html)
-    from tied.study.matrix import expectation
+    from tied.study.matrix import known_results
+    from tied.study.matrix.cell_server import FORKS
     from tied.study.matrix.report import Record
-    from tied.study.matrix.serve import FORKS
 
     if not FORKS:
         say("No safe fork on this system: every cell loads torch anew, which takes some seconds each.")
-    record = Record(plan.chosen_rows(), expectation.nearest())
+    record = Record(plan.chosen_rows(), known_results.nearest())
     begin = time.perf_counter()
     try:
         _collect(plan, record)
@@ -105,7 +105,7 @@ def _plan(kinds: tuple[str, ...], wanted: tuple[str, str], limit: float) -> Plan
 
 def _check(html: Path) -> None:
     """Make sure, before the run, that the page can be written."""
-    from tied.study.folder import prepare
+    from tied.study.demo.output_folder import prepare
 
     try:
         prepare(html.parent)
@@ -133,7 +133,7 @@ def _collect(plan: Plan, record: Record) -> None:
 
 def _finish(record: Record, html: Path | None, *, as_json: bool, explain: bool) -> None:
     """Print what there is, write the page, and say what is missing."""
-    from tied.study.folder import write_whole
+    from tied.study.demo.output_folder import write_whole
     from tied.study.matrix.report import explanation, report, sentences, table
 
     if as_json:

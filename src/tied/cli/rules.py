@@ -18,7 +18,7 @@ def rules(
     code: Annotated[str, typer.Argument(metavar="CODE", help="A rule, such as TIE101, or a beginning: TIE1.")] = "",
 ) -> None:
     """List the rules of `tied check`, or explain one."""
-    from tied.checking.rules import PAGE, RULES
+    from tied.reporting.rules import PAGE, RULES
 
     rule, some = RULES.get(code.upper()), [r for r in RULES.values() if r.code.startswith(code.upper())]
     if not some:

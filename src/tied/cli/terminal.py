@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tied.show.table import Cell, Table, fit, to_text
+from tied.reporting.table import Cell, Table, fit, to_text
 
 if TYPE_CHECKING:
     from tied.study.progress import Progress

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tied.cli.terminal import say, show_table, watching
+from tied.study.train.errors import DataError, DivergedError, FolderError, MissingPackageError, PlanError
 from tied.study.train.plan import AutoencoderPlan, LanguagePlan, Plan
-from tied.study.train.refusal import DataError, DivergedError, FolderError, MissingPackageError, PlanError
 
 if TYPE_CHECKING:
     from tied.study.train.job import Job

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
-from tied.checking.memory import overlapping
+from tied.memory.overlap import overlapping
 
 
 def save(state_dict: dict[str, Any], folder: str | os.PathLike[str]) -> Metadata:

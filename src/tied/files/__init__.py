@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tied.files.expanding import expand as expand
-    from tied.files.expansion import load_file as load_file
-    from tied.files.repairing import repair as repair
-    from tied.files.shrinking import shrink as shrink
+    from tied.files.rewriting.expand import expand as expand
+    from tied.files.rewriting.expanded_view import load_file as load_file
+    from tied.files.rewriting.repair import repair as repair
+    from tied.files.rewriting.shrink import shrink as shrink
 
 _HOMES = {
-    "load_file": "tied.files.expansion",
-    "shrink": "tied.files.shrinking",
-    "expand": "tied.files.expanding",
-    "repair": "tied.files.repairing",
+    "load_file": "tied.files.rewriting.expanded_view",
+    "shrink": "tied.files.rewriting.shrink",
+    "expand": "tied.files.rewriting.expand",
+    "repair": "tied.files.rewriting.repair",
 }
 
 

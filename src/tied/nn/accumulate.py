@@ -2,7 +2,7 @@
 
 Owns: `shared_linear`, `many_uses`, and the node that stands between a weight and its uses.
 Must not write to `.grad`; must step aside to plain autograd where that is as fast, or cannot be replaced safely.
-Read next: `head.py`, whose gradient goes into the same buffer.
+Read next: `lm_head.py`, whose gradient goes into the same buffer.
 
 Plain autograd makes a temporary as large as the weight for every use, and adds it to the sum of the others.
 Here the graph is `weight -> Gather -> uses`: a use adds its product to a `Sum` and passes nothing on to `Gather`,
@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils.weak import TensorWeakRef
 
-from tied.binding.late import Late, late_class
+from tied.binding.late_reading import Late, late_class
 from tied.errors import KindError, during
 from tied.nn.products import add_product, linear, product, uses_onednn
 

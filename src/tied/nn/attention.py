@@ -15,8 +15,8 @@ from torch.nn import Parameter, functional as F
 
 from tied.binding import tie
 from tied.errors import KindError, ShapeError, during
+from tied.nn.input_errors import check_device, explain_bad_input
 from tied.nn.linear import draw_bias
-from tied.nn.misfit import check_device, explain_misfit
 
 
 class GroupedLinear(nn.Linear):
@@ -124,7 +124,7 @@ class GroupedLinear(nn.Linear):
         try:
             projected = F.linear(input, self.group_weight, self.group_bias)
         except RuntimeError:
-            explain_misfit(self, input, self.group_weight, self.in_features)
+            explain_bad_input(self, input, self.group_weight, self.in_features)
             raise
         small = projected.unflatten(-1, (self.groups, self.width))
         return small.repeat_interleave(self.heads // self.groups, -2).flatten(-2)
@@ -220,7 +220,7 @@ class GroupedAttention(nn.Module):
         try:
             query = self._heads(self.query(x))
         except RuntimeError:
-            explain_misfit(self, x, self.query.weight, self.query.in_features)
+            explain_bad_input(self, x, self.query.weight, self.query.in_features)
             raise
         pair = shared if shared is not None else self._own(x)
         self._check(query, pair)

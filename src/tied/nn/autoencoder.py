@@ -15,9 +15,9 @@ from torch import nn
 
 from tied.binding import tie
 from tied.errors import AddressError, KindError, ShapeError, during, nearest
+from tied.nn.input_errors import explain_bad_input
 from tied.nn.linear import draw_bias
-from tied.nn.misfit import explain_misfit
-from tied.nn.structured.argument import check_dtype
+from tied.nn.structured.input_checks import check_dtype
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -119,7 +119,7 @@ class TiedAutoencoder(nn.Module):
         try:
             return layers(input)
         except (RuntimeError, TypeError):
-            explain_misfit(self, input, next(self.parameters()), size)
+            explain_bad_input(self, input, next(self.parameters()), size)
             raise
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

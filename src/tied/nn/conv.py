@@ -20,8 +20,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tied.binding import bind
 from tied.errors import DtypeError, KindError, ShapeError, during
+from tied.nn.input_errors import check_device, explain_bad_input
 from tied.nn.linear import check_trainable, draw_bias
-from tied.nn.misfit import check_device, explain_misfit
 
 # padding mode -> which entry of an axis the padded position is a copy of (positions count from the axis' start)
 COPIED: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -109,7 +109,7 @@ class _Adjoint(_ConvTransposeNd):
         try:
             return self._adjoint(input, weight, extra)
         except RuntimeError:
-            explain_misfit(self, input, weight, self.in_channels, -1 - len(self.kernel_size))
+            explain_bad_input(self, input, weight, self.in_channels, -1 - len(self.kernel_size))
             raise
 
     def _adjoint(self, input: Tensor, weight: Tensor, extra: Sequence[int]) -> Tensor:

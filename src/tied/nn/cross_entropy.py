@@ -1,7 +1,7 @@
 """Cross-entropy over a large vocabulary, in chunks of tokens, with the gradients made on the way.
 
 Owns: the chunked computation and its autograd node. Must not decide when it is used, and must compute what
-`head.py` writes plainly. Read next: `head.py`; `products.py`, which makes the products.
+`lm_head.py` writes plainly. Read next: `lm_head.py`; `products.py`, which makes the products.
 
 The scores of all tokens are by far the largest tensor of a language model. Here a chunk of tokens is scored, its
 loss is taken, and the same memory is turned into the gradient of the scores, which goes into the gradients of

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tied.binding.declare import unwrapped
+from tied.binding.tie import unwrapped
 from tied.errors import DtypeError, KindError, ShapeError, TieError, during
 
 Buffers = Literal["average", "copy", "own"]

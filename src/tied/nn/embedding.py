@@ -1,7 +1,7 @@
 """An embedding that is its own head: words in by rows of a table, words out by products with the same rows.
 
-Owns: `TiedEmbedding`. Must not implement tying, which is `tied.tie`, nor the loss, which is `head.py`.
-Read next: `head.py`.
+Owns: `TiedEmbedding`. Must not implement tying, which is `tied.tie`, nor the loss, which is `lm_head.py`.
+Read next: `lm_head.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tied.binding import tie as declare, ties
-from tied.binding.derived import Target
+from tied.binding.target_tensor import Target
 from tied.errors import AddressError, DtypeError, KindError, ShapeError, during, nearest
 from tied.nn.accumulate import gathered_embedding
 from tied.nn.cross_entropy import LossRule
-from tied.nn.head import Head
-from tied.nn.misfit import explain_misfit, explain_words
+from tied.nn.input_errors import explain_bad_input, explain_words
+from tied.nn.lm_head import Head
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -187,7 +187,7 @@ class TiedEmbedding(nn.Embedding):
         try:
             return self._head().scores(hidden)
         except RuntimeError:
-            explain_misfit(self, hidden, self.weight, self.embedding_dim)
+            explain_bad_input(self, hidden, self.weight, self.embedding_dim)
             raise
 
     def loss(

@@ -10,8 +10,8 @@ from torch import nn
 from tied.algebra import Address, Expression, Ref
 from tied.algebra.parser import parse_address
 from tied.binding import Tie, tie
-from tied.binding.declare import unwrapped
 from tied.binding.slots import ModuleTree
+from tied.binding.tie import unwrapped
 from tied.errors import KindError, ShapeError, during
 
 

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from tied.binding import bind
 from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.misfit import check_device, explain_misfit
+from tied.nn.input_errors import check_device, explain_bad_input
 
 
 class TiedLinear(nn.Linear):
@@ -81,7 +81,7 @@ class TiedLinear(nn.Linear):
         try:
             return F.linear(input, weight, self.bias)
         except RuntimeError:
-            explain_misfit(self, input, weight, self.in_features)
+            explain_bad_input(self, input, weight, self.in_features)
             raise
 
 

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from tied.algebra import Ref
 from tied.binding import Tie, schedule, tie, tie_layers, untie
-from tied.binding.schedule import Pattern
+from tied.binding.tie_layers import Pattern
 from tied.errors import KindError, ShapeError, during
 from tied.nn.siamese import twin
 

@@ -13,8 +13,8 @@ from torch.nn import Parameter
 
 from tied.binding import tie
 from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.misfit import check_device
-from tied.nn.structured.argument import check_dtype
+from tied.nn.input_errors import check_device
+from tied.nn.structured.input_checks import check_dtype
 
 Gain = Literal["positive", "free"] | None
 Center = Literal["mean", "last"]

@@ -1,6 +1,6 @@
 """The ways in which people tie a decoder to an encoder, each as they write it.
 
-Owns: the autoencoder, and one function per recipe. Must not judge: `measure.py` does, by measuring.
+Owns: the autoencoder, and one function per recipe. Must not judge: `study/demo/properties.py` does, by measuring.
 
 Every recipe is built from the same start: an encoder, and a decoder whose weight has the values of the
 encoder's, transposed. So all of them compute the same at first, the untied baseline included.

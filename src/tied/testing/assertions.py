@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from tied.algebra import ref
 from tied.checking.check import check
-from tied.checking.claims import Slots, claims, same, shown, unknown
-from tied.checking.contest import MakeOptimizer, Side, distance, gradient_of, largest, listed, tolerance
 from tied.checking.groups import groups
-from tied.checking.objective import Loss, Objective
-from tied.checking.reference import Reference
-from tied.checking.replica import replica, untouched, unwrapped
-from tied.checking.report import Group
-from tied.checking.uses import split
-from tied.checking.verify import OPTIMIZERS, maker, rehearse
 from tied.errors import KindError, SharingError, during
+from tied.proving.claims import Slots, claims, same, shown, unknown
+from tied.proving.objective import Loss, Objective
+from tied.proving.reference import Reference
+from tied.proving.side_by_side import MakeOptimizer, Side, distance, gradient_of, largest, listed, tolerance
+from tied.proving.use_gradients import split
+from tied.proving.verify import OPTIMIZERS, maker, rehearse
+from tied.proving.working_copy import untouched, unwrapped, working_copy
+from tied.reporting.report import Group
 
 
 def assert_tied(model: nn.Module, *names: str) -> None:
@@ -110,9 +110,9 @@ def assert_gradient_is_sum(model: nn.Module, *inputs: Any, loss: Loss | None = N
         model = unwrapped(model)
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
             objective, overwritten = rehearse(model, Objective(inputs, loss))
-            reference = Reference(replica(model, objective.dtype), [*claims(Slots(model)), *overwritten])
+            reference = Reference(working_copy(model, objective.dtype), [*claims(Slots(model)), *overwritten])
             parts = split(reference, objective, seed=0)
-            trained = replica(model, objective.dtype)
+            trained = working_copy(model, objective.dtype)
             Side(trained, list(trained.parameters()), OPTIMIZERS["sgd"]).differentiate(objective, seed=0)
         if not reference.groups:
             raise _nothing_shared(model)
@@ -167,7 +167,7 @@ def assert_same_step(
         models = [unwrapped(model), unwrapped(expected)]
         with torch.inference_mode(False), torch.enable_grad(), untouched(models[0]), untouched(models[1]):
             objective, _ = rehearse(models[0], Objective(inputs, loss))
-            copies = [replica(each, objective.dtype) for each in models]
+            copies = [working_copy(each, objective.dtype) for each in models]
             sides = [Side(copy, list(copy.parameters()), maker(optimizer)) for copy in copies]
             _compare(copies, sides, objective, "before the step")
             for side in sides:

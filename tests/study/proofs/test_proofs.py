@@ -6,8 +6,17 @@ The oracles here are counts by Burnside's lemma, and transforms written out as l
 import pytest
 import torch
 
-from tied.study.proofs import catalogue, descent, operators, pca, recipe, rotation, start, units
-from tied.study.proofs.finding import Proof
+from tied.study.proofs import (
+    catalogue,
+    change_of_units,
+    descent,
+    initial_loss,
+    operators,
+    pca,
+    popular_recipe,
+    rotation,
+)
+from tied.study.proofs.proof import Proof
 from tied.study.recipes import SECOND_PARAMETER, UNTIED
 
 FINDINGS: dict[str, list] = {}
@@ -79,9 +88,9 @@ def test_untied_layers_are_not_projected(monkeypatch):
 
 @pytest.mark.parametrize("impostor", [SECOND_PARAMETER, UNTIED], ids=lambda one: one.name)
 def test_another_recipe_is_not_one_parameter(monkeypatch, impostor):
-    monkeypatch.setattr(recipe, "TIED", impostor)
-    assert not any(proven(recipe.trains_as_one_parameter))
-    assert not any(proven(recipe.stays_tied))
+    monkeypatch.setattr(popular_recipe, "TIED", impostor)
+    assert not any(proven(popular_recipe.trains_as_one_parameter))
+    assert not any(proven(popular_recipe.stays_tied))
 
 
 def test_an_untied_autoencoder_is_not_pca(monkeypatch):
@@ -94,13 +103,13 @@ def test_an_untied_autoencoder_is_not_pca(monkeypatch):
 
 
 def test_statistics_that_are_not_given_back_do_not_follow(monkeypatch):
-    monkeypatch.setattr(units.RevIN, "denormalize", lambda self, y, statistics: y)
-    assert proven(units.forecasts_change_with_their_units) == [False, False]
+    monkeypatch.setattr(change_of_units.RevIN, "denormalize", lambda self, y, statistics: y)
+    assert proven(change_of_units.forecasts_change_with_their_units) == [False, False]
 
 
 def test_a_large_start_is_no_guess(monkeypatch):
-    monkeypatch.setattr(start, "TiedEmbedding", torch.nn.Embedding)
-    assert proven(start.first_loss_is_that_of_a_guess) == [False]
+    monkeypatch.setattr(initial_loss, "TiedEmbedding", torch.nn.Embedding)
+    assert proven(initial_loss.first_loss_is_that_of_a_guess) == [False]
 
 
 # What the proofs are made of

@@ -3,9 +3,9 @@
 import json
 import math
 
-from tied.show.table import to_text
+from tied.reporting.table import to_text
 from tied.study.progress import Progress
-from tied.study.proofs.finding import Control, Finding, Outcome, Proof, at_most, exactly
+from tied.study.proofs.proof import Control, Finding, Outcome, Proof, at_most, exactly
 from tied.study.proofs.report import Record, sentences, table
 from tied.study.proofs.run import run
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tied.show.table import to_text
+from tied.reporting.table import to_text
 from tied.study.train import AutoencoderPlan, LanguagePlan, Samples, compare, train
-from tied.study.train.gallery import gallery, principal_plane
 from tied.study.train.job import Job
+from tied.study.train.pictures import gallery, principal_plane
 from tied.study.train.results import report, sentences, spread, table, write_pictures, write_results, writing
 
 PNG = b"\x89PNG"

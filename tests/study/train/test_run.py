@@ -31,11 +31,11 @@ from tied.study.train import (
 )
 from tied.study.train.autoencoder import AutoencoderTask
 from tied.study.train.checkpoint import checkpoints
+from tied.study.train.interrupt import Stop
 from tied.study.train.job import Job
 from tied.study.train.loop import Training
 from tied.study.train.processes import Processes
 from tied.study.train.run import Run, events
-from tied.study.train.stop import Stop
 from tied.study.train.task import draw, generator
 
 SAMPLES = Samples.of(np.random.default_rng(0).random((50, 4, 4)), np.arange(50) % 3)

@@ -9,8 +9,8 @@ from tied.nn.structured.codebook import CodebookLinear as CodebookLinear
 from tied.nn.structured.gather import gather as gather
 from tied.nn.structured.hashed import HashedLinear as HashedLinear
 from tied.nn.structured.kronecker import KroneckerLinear as KroneckerLinear
-from tied.nn.structured.layer import StructuredLinear as StructuredLinear
 from tied.nn.structured.orbit import OrbitLinear as OrbitLinear
 from tied.nn.structured.set import SetLinear as SetLinear
+from tied.nn.structured.structured_linear import StructuredLinear as StructuredLinear
 from tied.nn.structured.symmetric import SymmetricLinear as SymmetricLinear
 from tied.nn.structured.toeplitz import ToeplitzLinear as ToeplitzLinear

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from tied.errors import KindError, ShapeError, during, explain
 from tied.nn.linear import draw_bias
-from tied.nn.structured.argument import check_choice
-from tied.nn.structured.fixed import FixedTensors
+from tied.nn.structured.constant_tensors import FixedTensors
+from tied.nn.structured.input_checks import check_choice
 from tied.nn.structured.kronecker import draw
-from tied.nn.structured.layer import Options
 from tied.nn.structured.splitmix import check_seed, splitmix64
+from tied.nn.structured.structured_linear import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tied.errors import ShapeError, during
-from tied.nn.structured.argument import check_size
-from tied.nn.structured.layer import Options, StructuredLinear
+from tied.nn.structured.input_checks import check_size
+from tied.nn.structured.structured_linear import Options, StructuredLinear
 from tied.nn.structured.toeplitz import spectrum
 
 if TYPE_CHECKING:

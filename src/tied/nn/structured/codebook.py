@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tied.errors import InverseError, KindError, ShapeError, during
 from tied.nn.linear import draw_bias
-from tied.nn.structured.argument import check_size
 from tied.nn.structured.gather import gather
-from tied.nn.structured.layer import Options, StructuredLinear
+from tied.nn.structured.input_checks import check_size
+from tied.nn.structured.structured_linear import Options, StructuredLinear
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tied.errors import DeviceError
 from tied.nn.accumulate import is_transformed
-from tied.nn.structured.argument import wide
-from tied.nn.structured.fixed import FixedTensors
+from tied.nn.structured.constant_tensors import FixedTensors
+from tied.nn.structured.input_checks import wide
 
 
 def gather(theta: Tensor, index: Tensor) -> Tensor:

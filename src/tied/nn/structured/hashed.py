@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tied.errors import during
-from tied.nn.structured.argument import check_size
 from tied.nn.structured.gather import GatheredLinear, gather
-from tied.nn.structured.layer import Options
+from tied.nn.structured.input_checks import check_size
 from tied.nn.structured.splitmix import check_seed, splitmix64
+from tied.nn.structured.structured_linear import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tied.errors import ShapeError, during, short
 from tied.nn.linear import draw_bias
-from tied.nn.structured.layer import Options, StructuredLinear
+from tied.nn.structured.structured_linear import Options, StructuredLinear
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

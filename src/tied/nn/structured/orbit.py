@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tied.errors import ShapeError, during, short
 from tied.nn.structured.gather import GatheredLinear, gather
-from tied.nn.structured.layer import Options
+from tied.nn.structured.structured_linear import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

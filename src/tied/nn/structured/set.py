@@ -13,7 +13,7 @@ from torch import Tensor
 from tied.errors import during
 from tied.nn.linear import draw_bias
 from tied.nn.structured.kronecker import draw
-from tied.nn.structured.layer import Options, StructuredLinear
+from tied.nn.structured.structured_linear import Options, StructuredLinear
 
 if TYPE_CHECKING:
     from torch import nn

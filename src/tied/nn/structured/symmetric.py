@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tied.errors import during
 from tied.nn.structured.gather import GatheredLinear
-from tied.nn.structured.layer import Options
+from tied.nn.structured.structured_linear import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tied.errors import during
-from tied.nn.structured.argument import wide
-from tied.nn.structured.layer import Options, StructuredLinear
+from tied.nn.structured.input_checks import wide
+from tied.nn.structured.structured_linear import Options, StructuredLinear
 
 if TYPE_CHECKING:
     from torch import nn

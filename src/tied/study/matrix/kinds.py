@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tied.study import recipes
-from tied.study.matrix import words
+from tied.study.matrix import word_models
 from tied.study.reference import PIXELS
 
 BATCH = 32
@@ -90,7 +90,7 @@ def images(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
 
 def tokens(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Draw tokens `(32,)`; integers, whatever the dtype of the model."""
-    return torch.randint(words.WORDS, (BATCH,), generator=generator)
+    return torch.randint(word_models.WORDS, (BATCH,), generator=generator)
 
 
 def autoencoder(leaves: Mapping[str, Tensor], weight: Tensor, inputs: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ _WORDS_FUNCTIONAL = {**_WORDS, "decoder_bias": "head_bias"}
 
 
 def _identity(
-    key: str, name: str, build: Callable[[words.WordModel], nn.Module], line: str, target: str | None = "head"
+    key: str, name: str, build: Callable[[word_models.WordModel], nn.Module], line: str, target: str | None = "head"
 ) -> Column:
     parameters = _WORDS if target else _WORDS_FUNCTIONAL
     return Column(key, name, line, build, "embed", target, parameters)
@@ -142,20 +142,26 @@ def _identity(
 
 IDENTITY = Kind(
     "identity",
-    words.start,
+    word_models.start,
     tokens,
     word_model,
-    (BATCH, words.WORDS),
+    (BATCH, word_models.WORDS),
     (
-        _identity("Parameter", "nn.Parameter(w)", words.second_parameter, "head.weight = nn.Parameter(embed.weight)"),
-        _identity("data", ".data alias", words.data_alias, "head.weight.data = embed.weight.data"),
         _identity(
-            "hook", "hook that copies", words.copy_hook, "head.weight.copy_(embed.weight)  # before each forward"
+            "Parameter", "nn.Parameter(w)", word_models.second_parameter, "head.weight = nn.Parameter(embed.weight)"
         ),
-        _identity("functional", "functional form", words.Functional, "F.linear(codes, embed.weight, head_bias)", None),
-        _identity("holds", "holds the embedding", words.holds_embedding, "self.head = HoldsEmbedding(self.embed)"),
-        _identity("twice", "registered twice", words.registered_twice, "head.weight = embed.weight"),
-        _identity("tied", "tied", words.declared, 'tied.tie(model, "head.weight", "embed.weight")'),
+        _identity("data", ".data alias", word_models.data_alias, "head.weight.data = embed.weight.data"),
+        _identity(
+            "hook", "hook that copies", word_models.copy_hook, "head.weight.copy_(embed.weight)  # before each forward"
+        ),
+        _identity(
+            "functional", "functional form", word_models.Functional, "F.linear(codes, embed.weight, head_bias)", None
+        ),
+        _identity(
+            "holds", "holds the embedding", word_models.holds_embedding, "self.head = HoldsEmbedding(self.embed)"
+        ),
+        _identity("twice", "registered twice", word_models.registered_twice, "head.weight = embed.weight"),
+        _identity("tied", "tied", word_models.declared, 'tied.tie(model, "head.weight", "embed.weight")'),
     ),
 )
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRANSPOSED, IDENTITY)}

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from tied.show.page import Code, Heading, Paragraph, Part, page
-from tied.show.table import Cell, Table, Tone
-from tied.study.matrix.expectation import Difference, Expectation
+from tied.reporting.page import Code, Heading, Paragraph, Part, page
+from tied.reporting.table import Cell, Table, Tone
 from tied.study.matrix.kinds import KINDS, Kind
+from tied.study.matrix.known_results import Difference, Expectation
 from tied.study.matrix.row import STATES, Outcome, Row, State
 
 FORMAT_VERSION = 1

@@ -1,7 +1,7 @@
 """Rows: operations on a tied model, and how a row's answer becomes the state of a cell.
 
 Owns: `Row`, the mark that makes a function a row, and the seven states. Must not know single rows or recipes.
-Read next: `rows.py`, the list of them.
+Read next: `study/matrix/rows`, the list of them.
 """
 
 from __future__ import annotations

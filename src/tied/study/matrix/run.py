@@ -1,7 +1,7 @@
 """The run of the matrix: which cells, in what order, and their outcomes one by one.
 
 Owns: the choice of rows and recipes by name, and the client of the server. Must not print.
-Read next: `serve.py`, where cells run; `report.py`, what is made of outcomes.
+Read next: `cell_server.py`, where cells run; `report.py`, what is made of outcomes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tied.study.progress import Progress
 REGISTRY = "tied.study.matrix.rows"
 JOBS = 2
 LIMIT_SECONDS = 60.0
-SERVER = "from tied.study.matrix.serve import main; main()"
+SERVER = "from tied.study.matrix.cell_server import main; main()"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Event = Progress | Outcome

@@ -8,8 +8,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from tied.errors import AddressError, nearest
-from tied.study.proofs import descent, operators, pca, recipe, rotation, start, units
-from tied.study.proofs.finding import Proof
+from tied.study.proofs import change_of_units, descent, initial_loss, operators, pca, popular_recipe, rotation
+from tied.study.proofs.proof import Proof
 
 PROOFS: tuple[Proof, ...] = (
     Proof(
@@ -40,18 +40,18 @@ PROOFS: tuple[Proof, ...] = (
     Proof(
         "units",
         "Shared statistics: forecasts change with their units",
-        units.forecasts_change_with_their_units,
+        change_of_units.forecasts_change_with_their_units,
         "Kim et al. 2022, ICLR, section 3",
     ),
     Proof(
         "start",
         "A tied head starts as a guess",
-        start.first_loss_is_that_of_a_guess,
+        initial_loss.first_loss_is_that_of_a_guess,
         "Press and Wolf 2017, arXiv:1608.05859",
     ),
     Proof("descent", "Training a shared weight is projected training", descent.tied_training_is_projected_training),
-    Proof("recipe", "Tied trains as one parameter", recipe.trains_as_one_parameter),
-    Proof("copies", "Copies and casts stay tied", recipe.stays_tied),
+    Proof("recipe", "Tied trains as one parameter", popular_recipe.trains_as_one_parameter),
+    Proof("copies", "Copies and casts stay tied", popular_recipe.stays_tied),
 )
 
 

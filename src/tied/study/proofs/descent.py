@@ -1,7 +1,7 @@
 """What a step of training means when one parameter is used k times.
 
 Owns: one proof. The oracle is the untied network with a parameter for each use, averaged by hand.
-Read next: `recipe.py`.
+Read next: `popular_recipe.py`.
 
 If k layers read one weight, its gradient is the sum over the uses. So tied SGD with learning rate η/k is
 projected SGD with η: step each use on its own, then put all back to their mean. Adam divides by the size of
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from tied.binding import tie_layers
-from tied.study.proofs.finding import Control, Finding, at_most, exactly
 from tied.study.proofs.operators import EXACT, drawn
+from tied.study.proofs.proof import Control, Finding, at_most, exactly
 
 USES, WIDTH, ROWS, STEPS = 4, 6, 32, 50
 LEARNING_RATE = 0.1

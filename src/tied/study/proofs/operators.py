@@ -13,7 +13,7 @@ from torch import nn
 
 from tied.algebra import Expression, parse
 from tied.binding import tie
-from tied.study.proofs.finding import Control, Finding, at_most
+from tied.study.proofs.proof import Control, Finding, at_most
 
 EXACT = 1e-12
 CHANNELS, SIDE = 3, 9

@@ -20,7 +20,7 @@ from torch import nn
 
 from tied.nn import TiedAutoencoder
 from tied.study.digits import raw
-from tied.study.proofs.finding import Control, Finding, at_most
+from tied.study.proofs.proof import Control, Finding, at_most
 
 PIXELS = 64
 CODES = 8

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from tied.show.table import Cell, Table
-from tied.study.proofs.finding import Finding, Outcome, Proof
+from tied.reporting.table import Cell, Table
+from tied.study.proofs.proof import Finding, Outcome, Proof
 
 FORMAT_VERSION = 1
 HEADERS = ("claim", "measured", "band", "verdict", "s")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tied.binding import tie
 from tied.study.digits import Digits, load
-from tied.study.proofs.finding import Control, Finding, exactly
+from tied.study.proofs.proof import Control, Finding, exactly
 
 SIDE, TURNS, CHANNELS, CLASSES = 8, 4, 64, 10
 TRAINING = 898

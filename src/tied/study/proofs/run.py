@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tied.study.progress import Progress
-from tied.study.proofs.finding import Control, Finding, Outcome, Proof, at_most
+from tied.study.proofs.proof import Control, Finding, Outcome, Proof, at_most
 
 Event = Progress | Outcome
 

@@ -15,20 +15,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tied.study.train.plan import AutoencoderPlan as AutoencoderPlan, LanguagePlan as LanguagePlan
-    from tied.study.train.refusal import (
+    from tied.study.train.errors import (
         DataError as DataError,
         DivergedError as DivergedError,
         FolderError as FolderError,
         MissingPackageError as MissingPackageError,
         PlanError as PlanError,
     )
+    from tied.study.train.plan import AutoencoderPlan as AutoencoderPlan, LanguagePlan as LanguagePlan
     from tied.study.train.run import compare as compare, train as train
     from tied.study.train.samples import Samples as Samples
 
 _NAMES = {
     "plan": "AutoencoderPlan LanguagePlan",
-    "refusal": "DataError DivergedError FolderError MissingPackageError PlanError",
+    "errors": "DataError DivergedError FolderError MissingPackageError PlanError",
     "run": "compare train",
     "samples": "Samples",
 }

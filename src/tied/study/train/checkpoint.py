@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tied.files.load import load
-from tied.files.save import save
+from tied.files.models.load import load
+from tied.files.models.save import save
 from tied.study.train.loop import Training
 from tied.study.train.reading import unreadable
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tied.study.folder import prepare, write_whole
+from tied.study.demo.output_folder import prepare, write_whole
 from tied.study.train.autoencoder import AutoencoderTask
+from tied.study.train.errors import FolderError, PlanError
 from tied.study.train.language import LanguageTask
 from tied.study.train.plan import AutoencoderPlan, LanguagePlan
 from tied.study.train.reading import read_samples, unreadable
-from tied.study.train.refusal import FolderError, PlanError
 from tied.study.train.samples import Samples
 from tied.study.train.task import Task
 from tied.study.train.text import Corpus, read_corpus

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tied.study.train.errors import DivergedError
+from tied.study.train.interrupt import Stop
 from tied.study.train.plan import Plan
 from tied.study.train.processes import Processes
-from tied.study.train.refusal import DivergedError
-from tied.study.train.stop import Stop
 from tied.study.train.task import Task, draw, generator
 
 WEIGHT_DECAY = 1e-4

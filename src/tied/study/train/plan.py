@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tied.study.train.refusal import PlanError
+from tied.study.train.errors import PlanError
 
 PYDOC, SHAKESPEARE, DIGITS = "pydoc", "shakespeare", "digits"
 NETWORKS = ("lstm", "transformer")

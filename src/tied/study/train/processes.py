@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tied.study.train.refusal import MissingPackageError
+from tied.study.train.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,6 +1,6 @@
 """Files of images or numbers, read into samples.
 
-Owns: which file is read how, and the errors that name the file. Must not train. Read next: `columns.py`.
+Owns: which file is read how, and the errors that name the file. Must not train. Read next: `tabular.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tied.study.digits import CREDIT, raw
-from tied.study.train.columns import read_csv, read_parquet
+from tied.study.train.errors import DataError, MissingPackageError
 from tied.study.train.plan import DIGITS
-from tied.study.train.refusal import DataError, MissingPackageError
 from tied.study.train.samples import Samples
+from tied.study.train.tabular import read_csv, read_parquet
 
 if TYPE_CHECKING:
     from PIL.Image import Image

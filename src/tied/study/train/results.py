@@ -1,6 +1,6 @@
 """What is made of finished runs: a table, sentences, JSON, and a folder with a page.
 
-Owns: the words, and which files there are. Must not train or lay out. Read next: `gallery.py`.
+Owns: the words, and which files there are. Must not train or lay out. Read next: `pictures.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from tied.show.page import Code, Heading, Paragraph, Part, Picture, page
-from tied.show.table import Cell, Table
-from tied.study.folder import write_whole
-from tied.study.train.gallery import CAPTIONS, first_of_each, gallery, word
+from tied.reporting.page import Code, Heading, Paragraph, Part, Picture, page
+from tied.reporting.table import Cell, Table
+from tied.study.demo.output_folder import write_whole
+from tied.study.digits_training import mean_and_deviation
 from tied.study.train.job import FORMAT_VERSION, Job
 from tied.study.train.language import LanguageModel, LanguageTask
+from tied.study.train.pictures import CAPTIONS, first_of_each, gallery, word
 from tied.study.train.run import Run
 from tied.study.train.task import generator
-from tied.study.training import mean_and_deviation
 
 RESULTS, REPORT = "results.json", "report.html"
 SAMPLE_TOKENS, PROMPT_TOKENS = 80, 16

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from torch import nn
 
-from tied.study.folder import write_whole
+from tied.study.demo.output_folder import write_whole
 from tied.study.progress import Progress
 from tied.study.train.checkpoint import restore, write_checkpoint, write_model
+from tied.study.train.interrupt import Stop
 from tied.study.train.job import Data, Job, Plan, check_folder, read_data, task_of, write_plan
 from tied.study.train.loop import Epoch, Interrupted, Training
 from tied.study.train.processes import Processes
-from tied.study.train.stop import Stop
 from tied.study.train.task import Task
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from tied.study.train.refusal import DataError
+from tied.study.train.errors import DataError
 
 FEWEST = 10
 TRAINING_PART = 0.8

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from tied.study.train.errors import DataError
 from tied.study.train.plan import PYDOC, SHAKESPEARE
 from tied.study.train.reading import unreadable
-from tied.study.train.refusal import DataError
 
 UNKNOWN = "<unk>"
 TRAINING_PART = 0.85

@@ -1,0 +1,336 @@
+"""The late-reading class: what a module becomes when one of its attributes is tied.
+
+Owns: the cached subclass that reads tied attributes at each access, and how it is copied and pickled.
+Must not decide what is tied to what (`tie.py`). Read next: `state_dict_hooks.py`.
+
+The subclass keeps the name of its base, so that class names in logs, wrap policies and messages stay.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import weakref
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.utils.parametrize import is_parametrized
+
+from tied.algebra import Address, show_address
+from tied.binding.adapters import notice_adapters
+from tied.binding.link import Link
+from tied.binding.slots import LINKS, links
+from tied.binding.state_dict_hooks import load_alone
+from tied.binding.target_tensor import Derived, Target, refuse_registration
+from tied.errors import KindError, SourceGoneError, WriteError
+
+
+class Late:
+    """The methods that a module gains when attributes of it are tied; always mixed with a module class."""
+
+    __dict__: dict[str, Any]
+    _tied_base: type[nn.Module]
+    _tied_names: frozenset[str]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to write to a tied attribute, unless what comes is its source itself."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse to delete a tied attribute."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, None)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Refuse to register over a tied attribute, unless what comes is its source itself; and to prune it."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, param)
+        elif name.endswith("_orig") and name.removesuffix("_orig") in links(self):  # type: ignore[arg-type]
+            raise _not_pruned(self, name.removesuffix("_orig"))
+        else:
+            super().register_parameter(name, param)  # type: ignore[misc]
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Refuse to register over a tied attribute."""
+        if name in links(self):  # type: ignore[arg-type]
+            _refuse(self, name, tensor)
+        else:
+            super().register_buffer(name, tensor, persistent)  # type: ignore[misc]
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Freeze or thaw the module, and the sources of its tied attributes: they are its weights too."""
+        for link in links(self).values():  # type: ignore[arg-type]
+            link.require_grad(requires_grad)
+        return super().requires_grad_(requires_grad)  # type: ignore[misc]
+
+    def extra_repr(self) -> str:
+        """Show what the module shows, and its ties."""
+        shown = [super().extra_repr()] if super().extra_repr() else []  # type: ignore[misc]
+        shown += [f"{name}={link.expression}" for name, link in links(self).items()]  # type: ignore[arg-type]
+        return ", ".join(shown)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, link in links(self).items():  # type: ignore[arg-type]
+            is_home = link.home is not None and link.home.module is self  # whose hook reconciles the keys
+            if prefix + name in state_dict and not is_home:
+                state_dict = {key: value for key, value in state_dict.items() if key != prefix + name} | load_alone(
+                    link, state_dict[prefix + name], prefix, name
+                )
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+
+    # -- copies -------------------------------------------------------------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Name the class by its base, since a class made at run time cannot be found by name."""
+        make, arguments, *rest = super().__reduce_ex__(protocol)
+        if "_tied_base" not in type(self).__dict__:  # a class of somebody else, on top of ours
+            return make, arguments, *rest
+        if make is getattr(copyreg, "__newobj__"):  # noqa: B009  (hidden from type checkers)
+            arguments = (self._tied_base, *arguments[1:])
+        return _remake, (make, arguments, self._tied_names), *rest
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state as the base class does, then settle what is tied to what in this copy."""
+        if isinstance(self, nn.RNNBase):
+            state.setdefault("_flat_weights", [])
+        late = type(self)
+        if "_tied_base" in late.__dict__:
+            self.__class__ = self._tied_base  # type: ignore[assignment]
+            self.__setstate__(state)  # type: ignore[attr-defined]
+            self.__class__ = late  # type: ignore[assignment]
+        else:
+            super().__setstate__(state)  # type: ignore[misc]
+        _listen()
+        for name, link in links(self).items():  # type: ignore[arg-type]
+            settle(self, name, link)  # type: ignore[arg-type]
+        shed(self)  # type: ignore[arg-type]
+
+
+def _listen() -> None:
+    """From now on see what is registered on modules: adapters around tied layers, and values of ties."""
+    notice_adapters()
+    refuse_registration()
+
+
+def _remake(make: Any, arguments: tuple[Any, ...], names: frozenset[str]) -> Any:
+    made = make(*arguments)
+    made.__class__ = late_class(type(made), names)
+    return made
+
+
+def _refuse(module: Any, name: str, value: Any) -> None:
+    link = links(module)[name]
+    if isinstance(value, Tensor) and _is_source_itself(value, link):
+        return
+    what = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+    address = show_address((*_place(module, link), name))
+    raise WriteError(
+        f"'{address}' is tied and owns no memory, so it cannot be set or deleted.",
+        found=f"{address} = {link.expression}; {what} was assigned",
+        expected="an assignment to the source",
+        fix=f"assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '{address}')",
+    )
+
+
+def _not_pruned(module: Any, name: str) -> KindError:
+    link = links(module)[name]
+    address = show_address((*_place(module, link), name))
+    return KindError(
+        f"'{address}' is tied, so that it cannot be pruned here.",
+        found=f"{address} = {link.expression}; '{name}_orig' was registered",
+        expected="a Parameter of the module's own",
+        fix=f"prune the source, which all uses then follow, or call tied.untie(model, '{address}') first",
+    )
+
+
+def _place(module: nn.Module, link: Link) -> Address:
+    """Return the address of a tied module as seen from its home, or its class where there is none."""
+    home = link.home.module if link.home is not None else None
+    for path, other in home.named_modules() if home is not None else ():
+        if other is module:
+            return tuple(path.split(".")) if path else ()
+    return (module._get_name(),)
+
+
+def _is_source_itself(value: Tensor, link: Link) -> bool:
+    """Tell whether `value` is what the attribute reads anyway, as after `module.weight += 1`."""
+    if isinstance(value, Derived):
+        return value._origin is link
+    present = link.read()
+    foreign = isinstance(value, Parameter) and not isinstance(value, Target)
+    if value is present or foreign or value.device.type == "meta":
+        return value is present
+    same = value.shape == present.shape and value.stride() == present.stride() and value.dtype == present.dtype
+    return same and value.data_ptr() == present.data_ptr()
+
+
+def _attribute(name: str) -> property:
+    """Return an attribute that reads its link, or what the module holds where the tie was undone.
+
+    A property and no class of its own: torch 2.6 traces no other when it exports.
+    """
+
+    def read(module: nn.Module) -> Tensor:
+        held = module.__dict__.get(LINKS)
+        link = held.get(name) if held else None
+        if link is None:
+            return _unlinked(module, name)
+        value = link.read()
+        return value if not value.is_meta else _only_among_meta(module, name, link, value)
+
+    read.__dict__[LINKS] = name
+    return property(read)
+
+
+def _only_among_meta(module: nn.Module, name: str, link: Link, value: Tensor) -> Tensor:
+    """Refuse to read from the meta device beside real tensors: torch's CPU matmul would compute garbage in silence."""
+    home = link.home.module if link.home is not None else None
+    own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    if all(tensor.is_meta for tensor in own or (home.parameters() if home is not None else ())):
+        return value
+    address = show_address((*_place(module, link), name))
+    raise SourceGoneError(
+        f"'{address}' reads a source on the meta device, which has no values.",
+        found=f"{address} = {link.expression}, on meta, beside tensors that are not",
+        expected="the source in memory",
+        fix="move the model as a whole, or give the source memory: module.to_empty(device='cpu') and load",
+    )
+
+
+def _unlinked(module: nn.Module, name: str) -> Tensor:
+    for place in (module._parameters, module._buffers, module.__dict__):
+        if name in place:
+            return place[name]  # type: ignore[return-value]
+    raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
+
+
+class LateRecurrent(Late):
+    """A late-reading LSTM, GRU or RNN: torch caches their weights in a list, which would go stale."""
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
+
+    def _init_flat_weights(self) -> None:
+        self.__dict__["_flat_weight_refs"] = []
+
+    def _weights_have_changed(self) -> bool:
+        return False
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: another module owns the memory."""
+
+
+@functools.cache
+def late_class(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
+    """Return the subclass of `base` that reads the attributes `names` late; the same one each time."""
+    mixin = LateRecurrent if issubclass(base, nn.RNNBase) else Late
+    body: dict[str, Any] = {name: _attribute(name) for name in names}
+    body |= {"_tied_base": base, "_tied_names": names, "__module__": base.__module__, "__doc__": base.__doc__}
+    body["__qualname__"] = base.__qualname__
+    return cast("type[nn.Module]", type(base.__name__, (mixin, base), body))
+
+
+def install(module: nn.Module, name: str, link: Link) -> None:
+    """Make the attribute `name` of `module` read `link`; what the module held there is dropped."""
+    place = module._buffers if name in module._buffers else module._parameters
+    if name in place:
+        known = [other.order for other in links(module).values() if name in other.order]
+        link.order = known[0] if known else tuple(place)
+        module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
+    _listen()
+    link.target = weakref.ref(module)
+    module.__dict__[LINKS] = {**links(module), name: link}
+    _wear(module)
+
+
+def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None) -> None:
+    """Make the attribute `name` an ordinary one again, holding `tensor` at its old position."""
+    link = links(module)[name]
+    module.__dict__[LINKS] = _without(links(module), name)
+    if tensor is not None:
+        place = "_parameters" if isinstance(tensor, Parameter) else "_buffers"
+        module.__dict__[place] = _ordered({**getattr(module, place), name: tensor}, link.order)
+    _wear(module)
+    if isinstance(module, nn.RNNBase) and not isinstance(module, Late):
+        module._init_flat_weights()
+
+
+def is_late(module: nn.Module, name: str) -> bool:
+    """Tell whether the module's class reads the attribute late."""
+    return hasattr(getattr(getattr(type(module), name, None), "fget", None), LINKS)
+
+
+def _wear(module: nn.Module) -> None:
+    """Put on the class that fits the module's links; classes put on top by others stay."""
+    names, kind = frozenset(links(module)), type(module)
+    if is_parametrized(module) and kind.__name__.startswith("Parametrized"):
+        _slip_under(kind, names)
+    else:
+        _put_on(module, kind.__dict__.get("_tied_base"), names)
+    if not names:
+        module.__dict__.pop(LINKS, None)
+    shed(module)
+
+
+def _slip_under(kind: type[nn.Module], names: frozenset[str]) -> None:
+    """Put the late class below a parametrized one: torch restores that base when the last parametrization goes.
+
+    Deep copies share the class, so nothing is ever taken away from it; a late class without links is harmless.
+    """
+    below = kind.__bases__[0]
+    base = below.__dict__.get("_tied_base", below)
+    wanted = late_class(base, names | below.__dict__.get("_tied_names", frozenset()))
+    if wanted is not below:
+        kind.__bases__ = (wanted,)
+
+
+def _put_on(module: nn.Module, base: type[nn.Module] | None, names: frozenset[str]) -> None:
+    if base is None:
+        base = type(module)
+        if isinstance(module, Late):  # somebody subclassed the late class: keep that, and add what is missing
+            names = frozenset(name for name in names if not is_late(module, name))
+    wanted = late_class(base, names) if names else base
+    if type(module) is not wanted:
+        module.__class__ = wanted  # type: ignore[assignment]
+
+
+def shed(module: nn.Module) -> None:
+    """Drop the cache of weights that a recurrent module holds, where it reads late."""
+    if isinstance(module, LateRecurrent):
+        module.__dict__.pop("_flat_weights", None)
+        module._init_flat_weights()
+
+
+def settle(module: nn.Module, name: str, link: Link) -> None:
+    """Decide what a copied attribute is: still tied if its source is in the copy, else a Parameter of its own."""
+    link.target = weakref.ref(module)
+    if link.home is not None and link.home.module is None:
+        link.home.when_filled(link.connect)
+    if link.can_connect:
+        return
+    value = link.own_value().detach().clone(memory_format=torch.contiguous_format)
+    needs = any(tensor.requires_grad for tensor in link.kept.values())
+    uninstall(module, name, Parameter(value, requires_grad=needs))
+
+    def retry() -> None:
+        if link.can_connect and name not in links(module):
+            install(module, name, link.connect())
+
+    link.when_found(retry)
+
+
+def _without(place: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in place.items() if key != name}
+
+
+def _ordered(place: dict[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
+    """Return the entries in the order they had before anything was tied, newer ones last."""
+    ranks = {name: rank for rank, name in enumerate(order)}
+    return dict(sorted(place.items(), key=lambda item: ranks.get(item[0], len(order))))

@@ -1,0 +1,215 @@
+"""Tension: whether the uses of a shared weight pull it the same way.
+
+Owns: the gradient of each shared weight, use by use. Must not change the model, nor draw: `reporting/tension.py` does.
+Read next: `use_gradients.py`, which splits the gradient.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tied.errors import during
+from tied.proving.claims import Slots, claims, shown
+from tied.proving.objective import Objective, fresh
+from tied.proving.reference import Reference
+from tied.proving.side_by_side import MakeOptimizer
+from tied.proving.use_gradients import split
+from tied.proving.verify import maker, rehearse
+from tied.proving.working_copy import untouched, unwrapped, working_copy
+
+
+@dataclass(frozen=True)
+class Pull:
+    """How the uses of one weight pull it, step by step.
+
+    Attributes:
+        weight: The address of the Parameter.
+        uses: What reads it: a slot, a call of a module that is called several times, or a read from elsewhere.
+        norms: For each step, the norm of each use's part of the gradient.
+        cosines: For each step, the cosine between each two parts, as a matrix; NaN where a part is zero.
+        gradients: For each step, the norm of the gradient, which is the sum of the parts.
+    """
+
+    weight: str
+    uses: tuple[str, ...]
+    norms: tuple[tuple[float, ...], ...]
+    cosines: tuple[tuple[tuple[float, ...], ...], ...]
+    gradients: tuple[float, ...]
+
+    __module__ = "tied"
+
+    @property
+    def agreement(self) -> tuple[float, ...]:
+        """For each step, the gradient's norm over the sum of its parts' norms: 1 if all pull one way, 0 if they cancel.
+
+        Two equally strong parts at a right angle give 0.71.
+        """
+        sums = [sum(norms) for norms in self.norms]
+        return tuple(whole / total if total else math.nan for whole, total in zip(self.gradients, sums, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, with None for NaN."""
+        return {
+            "weight": self.weight,
+            "uses": list(self.uses),
+            "norms": [list(norms) for norms in self.norms],
+            "cosines": [[[_known(c) for c in row] for row in matrix] for matrix in self.cosines],
+            "gradients": list(self.gradients),
+            "agreement": [_known(value) for value in self.agreement],
+        }
+
+
+@dataclass(frozen=True)
+class Tension:
+    """How the uses of every shared weight of a model pull it.
+
+    Attributes:
+        subject: The model's class.
+        steps: How many gradients were looked at.
+        pulls: One entry for each weight with several uses.
+    """
+
+    subject: str
+    steps: int
+    pulls: tuple[Pull, ...]
+
+    __module__ = "tied"
+
+    def __str__(self) -> str:
+        """Return a table."""
+        return _show().to_text(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"subject": self.subject, "steps": self.steps, "pulls": [pull.to_json() for pull in self.pulls]}
+
+    def to_png(self) -> bytes:
+        """Return a picture of the norms and the cosines over the steps; needs matplotlib (`tied[pictures]`)."""
+        return _show().to_png(self)
+
+    def _repr_png_(self) -> bytes:
+        return self.to_png()
+
+
+def _show() -> Any:
+    # The renderers lie above this layer; a result only knows where they are.
+    return importlib.import_module("tied.reporting.tension")
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def tension(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    batches: Iterable[Any] = (),
+    *,
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] | MakeOptimizer | None = None,
+) -> Tension:
+    """Split the gradient of each shared weight by its uses, and compare the parts.
+
+    A use is a slot that reads the weight (each target of a tie, each slot that holds the Parameter), and each call
+    of a module that is called several times. The parts are exact: at every step
+
+        gradient == sum of the parts
+
+    Parts that point the same way (a positive cosine) make the tie a help: each use learns from the others. Parts
+    that point against each other cancel, and the weight is a compromise.
+
+    Args:
+        model: Left as it is, bit for bit. Copies compute in float64, or as the model is where it cannot.
+        loss: Gets the model, and the batch if there are batches; returns a number.
+        batches: One step each; without any, there is one step, and `loss` gets the model only.
+        optimizer: None looks at every batch with the weights as they are. Otherwise as in `tied.verify`: the copy
+            is trained, so that the steps show how the tension develops.
+
+    Returns:
+        A `Tension`: `str()` is a table, `to_json()` the figures, `to_png()` a picture.
+
+    Raises:
+        KindError: the model has no values, cannot be copied, or the loss is no finite number with a gradient.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7, bias=False))
+        >>> model[1].weight = model[0].weight
+        >>> tokens = torch.arange(7)
+        >>> (pull,) = tension(model, lambda m: nn.functional.cross_entropy(m(tokens), tokens)).pulls
+        >>> pull.weight, pull.uses
+        ('0.weight', ('0.weight', '1.weight'))
+        >>> 0 < pull.agreement[0] <= 1
+        True
+
+    Source:
+        The cosine between the gradients of tasks: Yu et al. 2020, "Gradient Surgery", arXiv:2001.06782, section 2.2.
+    """
+    with during(f"tension({type(model).__name__})"):
+        model = unwrapped(model)
+        objectives = [BatchObjective((batch,), loss) for batch in batches] or [Objective((), loss)]
+        with torch.inference_mode(False), torch.enable_grad(), untouched(model):
+            first, overwritten = rehearse(model, objectives[0])
+            reference = Reference(working_copy(model, first.dtype), [*claims(Slots(model)), *overwritten])
+            stepper = None if optimizer is None else maker(optimizer)(reference.parameters())
+            steps: list[dict[str, Parts]] = []
+            for seed, objective in enumerate(objectives):
+                parts = split(reference, replace(objective, dtype=first.dtype), seed)
+                steps.append({name: _measured(parts[name]) for name in parts})
+                if stepper is not None:
+                    stepper.step()
+    return Tension(type(model).__name__, len(steps), tuple(_pulls(steps)))
+
+
+class BatchObjective(Objective):
+    """The loss of a model on one batch, `loss(model, batch)`."""
+
+    def _loss(self, model: nn.Module) -> Any:
+        assert self.loss is not None
+        return self.loss(model, fresh(self.inputs[0], self.dtype))
+
+
+class Parts(NamedTuple):
+    """The uses of one weight in one step, and the inner products of their parts of the gradient."""
+
+    uses: tuple[str, ...]
+    products: Tensor
+
+
+def _measured(parts: Mapping[str, Tensor]) -> Parts:
+    flat = [part.detach().flatten().double() for part in parts.values()]
+    return Parts(tuple(parts), torch.stack(flat) @ torch.stack(flat).T if flat else torch.zeros(0, 0))
+
+
+def _pulls(steps: list[dict[str, Parts]]) -> Iterator[Pull]:
+    """Yield an entry for each weight that has several uses in some step."""
+    for weight in steps[0]:
+        found = [step[weight] for step in steps]
+        uses = tuple(dict.fromkeys(use for parts in found for use in parts.uses))
+        if len(uses) > 1:
+            yield _pull(shown(weight), uses, [_aligned(parts, uses) for parts in found])
+
+
+def _aligned(parts: Parts, uses: tuple[str, ...]) -> Tensor:
+    """Return the products with rows and columns for all uses, zero for those that this step does not have."""
+    products = torch.zeros(len(uses), len(uses), dtype=torch.float64)
+    places = torch.tensor([uses.index(use) for use in parts.uses], dtype=torch.long)
+    products[places[:, None], places[None, :]] = parts.products.to(products)
+    return products
+
+
+def _pull(weight: str, uses: tuple[str, ...], products: list[Tensor]) -> Pull:
+    norms = [matrix.diagonal().sqrt() for matrix in products]
+    cosines = [matrix / (norm[:, None] * norm[None, :]) for matrix, norm in zip(products, norms, strict=True)]
+    return Pull(
+        weight,
+        uses,
+        norms=tuple(tuple(norm.tolist()) for norm in norms),
+        cosines=tuple(tuple(tuple(row) for row in matrix.clamp(-1, 1).tolist()) for matrix in cosines),
+        gradients=tuple(float(matrix.sum().clamp(min=0).sqrt()) for matrix in products),
+    )
