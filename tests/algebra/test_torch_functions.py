@@ -1,13 +1,15 @@
 """Torch's own functions on expressions: those of the language give expressions, all others say so."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tied import Expression, KindError, ParseError, TransformError, ref
 from tied.algebra import parse
-from tied.algebra.torch_functions import methods
-from tied.algebra.transform import METHODS
+from tied.algebra.transform import ATTRIBUTES, FORMS, FUNCTIONS, METHODS, OPERATORS
 
 E, G = ref("e"), ref("f")
 
@@ -130,10 +132,26 @@ def test_wrong_arguments_keep_their_own_error() -> None:
 
 
 def test_every_method_of_the_language_is_one_of_expressions() -> None:
-    assert all(hasattr(Expression, name) for name in METHODS)
-    named = dict(methods())
-    assert set(named) | {"T", "mT", "detach", "to"} == METHODS
-    assert all(method.__name__ == name and method.__doc__ for name, method in named.items())
+    assert all(hasattr(E, name) for name in METHODS - ATTRIBUTES)
+    assert (E.T, E.mT) == (parse("e.T"), parse("e.mT"))
+    assert all(FORMS[name].__doc__ for name in METHODS)
+    assert set(dir(E)) >= METHODS
+
+
+def test_the_table_of_the_language_is_full() -> None:
+    """Each spelling has something that builds it, once `tied.algebra` is imported: no file was forgotten there."""
+    spellings = {*METHODS, *OPERATORS, *FUNCTIONS, "parse"}
+    assert not (missing := sorted(spellings - FORMS.keys())), f"nothing builds {', '.join(missing)}"
+    code = "from tied.algebra.expression import FORMS; print(*FORMS)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(found) == sorted(FORMS)
+
+
+@pytest.mark.parametrize("name", ["add", "mul", "special_expit", "concat", "negative"])
+def test_what_only_torch_calls_so_is_no_method(name: str) -> None:
+    assert name in FORMS
+    with pytest.raises(TransformError, match="is not a transform of the language"):
+        getattr(E, name)
 
 
 def test_a_method_that_is_no_transform_is_refused() -> None:

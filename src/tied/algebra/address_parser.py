@@ -16,10 +16,9 @@ from typing import NoReturn, Protocol
 from tied.algebra.address import STRING, WORD, Address, show_address
 from tied.algebra.expression import Ref
 from tied.algebra.scanner import Scanner
-from tied.algebra.transform import METHODS
+from tied.algebra.transform import ATTRIBUTES, METHODS
 from tied.errors import AddressError, nearest, short
 
-ATTRIBUTES = ("T", "mT")
 _BRACKET = re.compile(rf"\[\s*(-?[0-9]+|{STRING.pattern})\s*\]")
 _SELECTED = re.compile(r"\s*[.\[]")
 _END = re.compile(r"\s*\Z")

@@ -9,16 +9,14 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tied.algebra.transform import PRODUCT, SUM, UNARY, Transform
+from tied.algebra.expression import Expression, as_expression
+from tied.algebra.transform import PRODUCT, SUM, UNARY, Printable, Transform, spelled
 from tied.errors import ParseError, short
-
-if TYPE_CHECKING:
-    from tied.algebra.expression import Expression
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Scale(Transform):
             return value * self.factor
         return value / self.factor if self.factor else present
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as `-x`, `c * x` or `x / c`."""
         if self.divide:
             return f"{operands[0].text(PRODUCT)} / {self.factor!r}"
@@ -97,7 +95,7 @@ class ScaleBy(Transform):
         """Scale by the same constants, and sum where they were broadcast."""
         return ((cotangent * self.constant(cotangent)).sum_to_size(operands[0].shape),)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print with the list written out."""
         return f"{operands[0].text(PRODUCT)} * {listed(self.values)}"
 
@@ -171,13 +169,13 @@ class Add(Transform):
         """Both operands get everything, summed where they were broadcast."""
         return tuple(cotangent.sum_to_size(operand.shape) for operand in operands)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a sum, or as a difference where the second operand is a negative multiple."""
         first, second = operands[0].text(SUM), operands[1].text(PRODUCT)
         return f"{first} - {second[1:]}" if _is_negative(operands[1]) else f"{first} + {second}"
 
 
-def _is_negative(expression: Expression) -> bool:
+def _is_negative(expression: Printable) -> bool:
     transform = getattr(expression, "transform", None)
     return isinstance(transform, Scale) and transform.factor < 0 and not transform.divide
 
@@ -205,7 +203,7 @@ class Multiply(Transform):
         first, second = operands
         return (cotangent * second).sum_to_size(first.shape), (cotangent * first).sum_to_size(second.shape)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a product."""
         return f"{operands[0].text(PRODUCT)} * {operands[1].text(UNARY)}"
 
@@ -237,7 +235,7 @@ class Matmul(Transform):
         first, second = operands
         return (cotangent @ second.mT).sum_to_size(first.shape), (first.mT @ cotangent).sum_to_size(second.shape)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a product."""
         return f"{operands[0].text(PRODUCT)} @ {operands[1].text(UNARY)}"
 
@@ -263,13 +261,64 @@ class Kron(Transform):
         table = cotangent.reshape(pairs).permute(order).reshape(first.numel(), second.numel())
         return (table @ second.reshape(-1)).reshape(first.shape), (first.reshape(-1) @ table).reshape(second.shape)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a function call."""
         return f"kron({operands[0].text(SUM)}, {operands[1].text(SUM)})"
 
 
+# -- what builds them ---------------------------------------------------------------------------------
+
+
+@spelled("kron")
 def kron(first: Expression, second: Expression) -> Expression:
     """Make the expression `kron(first, second)`."""
-    from tied.algebra.expression import Expression  # expressions are built of transforms, so they come later
-
     return Expression.apply(first, Kron(), second)
+
+
+@spelled("+", "add")
+def _add(first: Expression, second: Expression) -> Expression:
+    return as_expression(first).apply(Add(), second)
+
+
+@spelled("-", "sub")
+def _subtract(first: Expression, second: Expression) -> Expression:
+    return as_expression(first).apply(Add(), -as_expression(second))
+
+
+@spelled("-e", "neg", "negative")
+def _negative(expression: Expression) -> Expression:
+    return expression.apply(Scale(-1))
+
+
+@spelled("@", "matmul", "mm")
+def _multiply_matrices(first: Expression, second: Expression) -> Expression:
+    return first.apply(Matmul(), second)
+
+
+@spelled("*", "mul")
+def _multiply(expression: Expression, other: Any) -> Expression:
+    """Multiply by a number, a list of constants, or another expression."""
+    if isinstance(other, numbers.Real):
+        return _scale(expression, other)
+    if isinstance(other, list | tuple):
+        return expression.apply(ScaleBy(constants(other)))
+    return expression.apply(Multiply(), other)
+
+
+@spelled("/", "div", "true_divide")
+def _divide(expression: Expression, other: Any) -> Expression:
+    if not isinstance(other, numbers.Real):
+        raise ParseError(
+            "Only numbers divide.",
+            found=f"a division by {as_expression(other)}",
+            expected="e / 3",
+            fix="multiply by the reciprocal: e * other.reciprocal()",
+        )
+    return _scale(expression, other, divide=True)
+
+
+def _scale(expression: Expression, value: numbers.Real, divide: bool = False) -> Expression:
+    factor = number(value)
+    if factor == 0 and divide:
+        raise ParseError("Division by zero.", found=f"{expression} / 0", expected="e / 3", fix="0 * e is zero")
+    return expression if factor == 1 else expression.apply(Scale(factor, divide))

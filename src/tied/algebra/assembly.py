@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tied.algebra.transform import POSTFIX, SUM, Transform
+from tied.algebra.expression import Expression, as_expression
+from tied.algebra.transform import POSTFIX, SUM, Printable, Transform, spelled
+from tied.algebra.views import index
 from tied.errors import DeviceError, ParseError
-
-if TYPE_CHECKING:
-    from tied.algebra.expression import Expression
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Join(Transform):
             return cotangent.unbind(self.dim)
         return cotangent.split([operand.shape[self.dim] for operand in operands], self.dim)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a function call."""
         name = "stack" if self.new_axis else "cat"
         return f"{name}([{', '.join(operand.text(SUM) for operand in operands)}], {self.dim})"
@@ -60,17 +59,17 @@ def _join(expressions: Sequence[Expression], transform: Join) -> Expression:
         raise ParseError(
             "Nothing to join.", found="an empty list", expected="at least one expression", fix="list the parts"
         )
-    from tied.algebra.expression import Expression  # expressions are built of transforms, so they come later
-
     first, *rest = expressions
     return Expression.apply(first, transform, *rest)
 
 
+@spelled("cat", "concat", "concatenate")
 def cat(expressions: Sequence[Expression], dim: int = 0) -> Expression:
     """Make the expression `cat([...], dim)`: the parts one after the other along an axis that they have."""
     return _join(expressions, Join(dim))
 
 
+@spelled("stack")
 def stack(expressions: Sequence[Expression], dim: int = 0) -> Expression:
     """Make the expression `stack([...], dim)`: the parts side by side along a new axis."""
     return _join(expressions, Join(dim, new_axis=True))
@@ -117,7 +116,7 @@ class Gather(Transform):
         rows = cotangent.reshape(index.numel(), *theta.shape[1:])
         return padded.index_add(0, self._places(index), rows)[1:], torch.zeros_like(index)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a subscript."""
         return f"{operands[0].text(POSTFIX)}[{operands[1].text(SUM)}]"
 
@@ -130,3 +129,11 @@ def _index_without_values(theta: Tensor) -> DeviceError:
         expected="both on one device",
         fix="load or copy the index buffer too: it lies beside the Parameters in the state dict",
     )
+
+
+@spelled("[]")
+def _select(expression: Expression, key: Any) -> Expression:
+    """Select slices, or gather where `key` is an expression: the address of an index buffer."""
+    if isinstance(key, Expression | Tensor):
+        return expression.apply(Gather(), as_expression(key))
+    return expression.apply(index(key))

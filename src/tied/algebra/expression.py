@@ -1,8 +1,9 @@
 """Expressions: what a target equals, as a value.
 
-Owns: the tree (an address, or a transform of expressions), its canonical form, its value, and the torch
-method names that build it. Must not hold tensors or know modules. Read next: `parser.py`, the text form.
+Owns: the tree (an address, or a transform of expressions), its canonical form and its value. Must not hold tensors,
+nor know any transform by name: what `.T` and `+` build stands in `FORMS`. Read next: `parser.py`, the text form.
 
+    >>> from tied.algebra import ref
     >>> weight = ref("encoder.weight")
     >>> print(2 * weight.T[:10])
     2 * encoder.weight.T[:10]
@@ -12,11 +13,10 @@ method names that build it. Must not hold tensors or know modules. Read next: `p
 
 from __future__ import annotations
 
-import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Any
 
@@ -24,13 +24,9 @@ import torch
 from torch import Tensor
 
 from tied.algebra.address import Address, show_address
-from tied.algebra.arithmetic import Add, Matmul, Multiply, Scale, ScaleBy, constants, number
-from tied.algebra.assembly import Gather
-from tied.algebra.pointwise import Cast, Detach, Place
-from tied.algebra.torch_functions import answer, methods, unknown
-from tied.algebra.transform import MOST_DEPTH, Transform
-from tied.algebra.views import index, view
-from tied.errors import KindError, ParseError, ShapeError, short
+from tied.algebra.torch_functions import answer, unknown
+from tied.algebra.transform import ATTRIBUTES, FORMS, METHODS, MOST_DEPTH, Transform
+from tied.errors import KindError, ParseError, ShapeError
 
 MOST_NODES = 256  # a longer expression is a mistake, and deep trees exhaust Python's stack
 Read = Callable[[], Tensor]
@@ -70,9 +66,7 @@ class Expression:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle and copy as text, however deep the tree is."""
-        from tied.algebra.parser import parse  # the parser builds expressions, so it comes later
-
-        return parse, (str(self),)
+        return FORMS["parse"], (str(self),)
 
     # -- what it does -------------------------------------------------------------------------------
 
@@ -108,7 +102,7 @@ class Expression:
         Raises:
             ParseError: the result would be longer than anyone means.
         """
-        operands = tuple(_expression(operand) for operand in (self, *others))
+        operands = tuple(as_expression(operand) for operand in (self, *others))
         if sum(operand.size for operand in operands) >= MOST_NODES:
             raise _too_large(f"more than {MOST_NODES} transforms and addresses")
         if len(operands) == 1 and isinstance(self, Apply) and len(self.operands) == 1:
@@ -122,107 +116,62 @@ class Expression:
 
     def __add__(self, other: Expression) -> Expression:
         """Return the sum."""
-        return self.apply(Add(), other)
+        return FORMS["+"](self, other)
 
     def __sub__(self, other: Expression) -> Expression:
         """Return the difference."""
-        return self.apply(Add(), -_expression(other))
+        return FORMS["-"](self, other)
 
     def __neg__(self) -> Expression:
         """Return the negative."""
-        return self.apply(Scale(-1))
+        return FORMS["-e"](self)
 
     def __mul__(self, other: Any) -> Expression:
         """Return the product with a number, a list of constants, or another expression."""
-        if isinstance(other, numbers.Real):
-            return self._scale(other)
-        if isinstance(other, list | tuple):
-            return self.apply(ScaleBy(constants(other)))
-        return self.apply(Multiply(), other)
+        return FORMS["*"](self, other)
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Expression:
         """Return the quotient by a number."""
-        if not isinstance(other, numbers.Real):
-            raise ParseError(
-                "Only numbers divide.",
-                found=f"a division by {_expression(other)}",
-                expected="e / 3",
-                fix="multiply by the reciprocal: e * other.reciprocal()",
-            )
-        return self._scale(other, divide=True)
-
-    def _scale(self, value: numbers.Real, divide: bool = False) -> Expression:
-        factor = number(value)
-        if factor == 0 and divide:
-            raise ParseError("Division by zero.", found=f"{self} / 0", expected="e / 3", fix="0 * e is zero")
-        return self if factor == 1 else self.apply(Scale(factor, divide))
+        return FORMS["/"](self, other)
 
     def __matmul__(self, other: Expression) -> Expression:
         """Return the matrix product."""
-        return self.apply(Matmul(), other)
+        return FORMS["@"](self, other)
 
     __array_ufunc__ = None  # NumPy's arrays leave the answer to us
 
     def __radd__(self, other: object) -> Expression:
         """Refuse what is no expression on the left; the message says why."""
-        return _expression(other) + self
+        return as_expression(other) + self
 
     __rsub__ = __rmatmul__ = __rtruediv__ = __radd__
 
     def __getitem__(self, key: Any) -> Expression:
         """Return a slice, or a gather where `key` is an expression: the address of an index buffer."""
-        if isinstance(key, Expression | Tensor):
-            return self.apply(Gather(), _expression(key))
-        return self.apply(index(key))
+        return FORMS["[]"](self, key)
 
     def __iter__(self) -> Iterator[Expression]:
         """Refuse: an expression has no known length."""
         raise TypeError(f"'{self}' is an expression; select from it with slices")
 
-    @property
-    def T(self) -> Expression:
-        """The matrix transposed."""
-        return self.apply(view("T"))
-
-    @property
-    def mT(self) -> Expression:
-        """The last two axes exchanged."""
-        return self.apply(view("mT"))
-
-    def to(self, target: torch.dtype | torch.device | str) -> Expression:
-        """Return the expression in another dtype or on another device."""
-        if isinstance(target, torch.dtype):
-            return self.apply(Cast(target))
-        try:
-            return self.apply(Place(str(torch.device(target))))
-        except (RuntimeError, TypeError) as error:
-            raise ParseError(
-                ".to was called with neither a dtype nor a device.",
-                found=short(f".to({target!r})"),
-                expected='a dtype such as float16, or a device such as "cuda:0"',
-                fix="see torch.Tensor.to",
-            ) from error
-
-    def detach(self) -> Expression:
-        """Return the value without a gradient."""
-        return self.apply(Detach())
-
     def __getattr__(self, name: str) -> Any:
-        """Refuse what is no transform."""
+        """Return torch's method of that name, which gives another expression; refuse what is no transform."""
+        if name in METHODS:
+            return FORMS[name](self) if name in ATTRIBUTES else partial(FORMS[name], self)
         if name.startswith("_"):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         raise unknown(self, name)
+
+    def __dir__(self) -> list[str]:
+        """List the transforms too, for whoever presses Tab."""
+        return sorted({*super().__dir__(), *METHODS})
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Expression:
         """Answer torch's functions: `torch.cat([a, b])`, `torch.exp(a)`, `torch.kron(a, b)`."""
         return answer(cls, func, args, kwargs or {})
-
-
-for _name, _method in methods():
-    setattr(Expression, _name, _method)
 
 
 @dataclass(frozen=True, repr=False)
@@ -351,20 +300,8 @@ class _Hole(Expression):
 _BRACKET = re.compile(r"[(\[\])]")
 
 
-def ref(address: str | Address) -> Ref:
-    """Make the expression that reads one address.
-
-    >>> ref("layers[0].weight") == ref("layers.0.weight") == ref(("layers", "0", "weight"))
-    True
-    """
-    if isinstance(address, tuple):
-        return Ref(address)
-    from tied.algebra.parser import parse_address  # the parser builds expressions, so it comes later
-
-    return Ref(parse_address(address))
-
-
-def _expression(value: Any) -> Expression:
+def as_expression(value: Any) -> Expression:
+    """Return `value`, which has to be an expression."""
     if isinstance(value, Expression):
         return value
     raise KindError(

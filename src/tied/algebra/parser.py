@@ -21,17 +21,15 @@ from typing import Any, NoReturn
 import torch
 
 from tied.algebra.address import NUMBER, STRING, WORD, Address
-from tied.algebra.address_parser import ATTRIBUTES, Locator, Tree, unquote
-from tied.algebra.arithmetic import kron
-from tied.algebra.assembly import cat, stack
+from tied.algebra.address_parser import Locator, Tree, unquote
 from tied.algebra.expression import Expression, Ref
-from tied.algebra.transform import METHODS
+from tied.algebra.transform import ATTRIBUTES, FORMS, FUNCTIONS, METHODS, spelled
 from tied.errors import KindError, ParseError, TieError, nearest, short
 
 MOST_DEPTH = 64
-FUNCTIONS: dict[str, Callable[..., Expression]] = {"cat": cat, "stack": stack, "kron": kron}
 
 
+@spelled("parse")
 def parse(text: str, tree: Tree | None = None) -> Expression:
     """Read an expression.
 
@@ -70,6 +68,15 @@ def parse_address(text: str, tree: Tree | None = None) -> Address:
     if not isinstance(found, Ref):
         parser.fail("This is not an address.", found=str(found), expected="an address without transforms", at=0)
     return found.address
+
+
+def ref(address: str | Address) -> Ref:
+    """Make the expression that reads one address.
+
+    >>> ref("layers[0].weight") == ref("layers.0.weight") == ref(("layers", "0", "weight"))
+    True
+    """
+    return Ref(address if isinstance(address, tuple) else parse_address(address))
 
 
 class _Parser(Locator):
@@ -197,7 +204,7 @@ class _Parser(Locator):
 
     def function(self, name: str) -> Expression:
         """Read `cat(...)`, `stack(...)` or `kron(...)`."""
-        return self.call(name, FUNCTIONS[name], _USAGE[name])
+        return self.call(name, FORMS[name], _USAGE[name])
 
     def call(self, name: str, builder: Callable[..., Expression], usage: str) -> Expression:
         """Read the arguments and call `builder`; what it refuses is refused at the opening parenthesis."""

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tied.algebra.transform import POSTFIX, Transform
-from tied.errors import InverseError
-
-if TYPE_CHECKING:
-    from tied.algebra.expression import Expression
+from tied.algebra.expression import Expression
+from tied.algebra.transform import POSTFIX, Printable, Transform, spelled
+from tied.errors import InverseError, ParseError, short
 
 
 class Row(NamedTuple):
@@ -94,7 +92,7 @@ class Pointwise(Transform):
             )
         return torch.where(kept, present, row.inverse(value, present))
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a method call."""
         return f"{operands[0].text(POSTFIX)}.{self.name}()"
 
@@ -125,7 +123,7 @@ class Detach(Transform):
         """Return the value itself."""
         return value
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a method call."""
         return f"{operands[0].text(POSTFIX)}.detach()"
 
@@ -157,7 +155,7 @@ class Cast(Transform):
         """Cast back."""
         return value.to(present.dtype)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a method call with the dtype's own name."""
         return f"{operands[0].text(POSTFIX)}.to({str(self.dtype).removeprefix('torch.')})"
 
@@ -200,10 +198,48 @@ class Place(Transform):
         """Move back."""
         return value.to(present.device)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a method call with the device's name in quotes."""
         return f'{operands[0].text(POSTFIX)}.to("{self.target}")'
 
     def after(self, inner: Transform) -> Sequence[Transform] | None:
         """Move once."""
         return (self,) if inner == self else None
+
+
+# -- what builds them ---------------------------------------------------------------------------------
+
+
+def _method(name: str) -> Callable[[Expression], Expression]:
+    def method(expression: Expression) -> Expression:
+        return expression.apply(Pointwise(name))
+
+    method.__name__, method.__doc__ = name, f"Return `.{name}()` of an expression, entry by entry."
+    return method
+
+
+for _name in ROWS:
+    spelled(_name)(_method(_name))
+spelled("special_expit")(_method("sigmoid"))
+
+
+@spelled("detach")
+def _detach(expression: Expression) -> Expression:
+    """Return the value without a gradient."""
+    return expression.apply(Detach())
+
+
+@spelled("to")
+def _to(expression: Expression, target: torch.dtype | torch.device | str) -> Expression:
+    """Return the expression in another dtype or on another device."""
+    if isinstance(target, torch.dtype):
+        return expression.apply(Cast(target))
+    try:
+        return expression.apply(Place(str(torch.device(target))))
+    except (RuntimeError, TypeError) as error:
+        raise ParseError(
+            ".to was called with neither a dtype nor a device.",
+            found=short(f".to({target!r})"),
+            expected='a dtype such as float16, or a device such as "cuda:0"',
+            fix="see torch.Tensor.to",
+        ) from error

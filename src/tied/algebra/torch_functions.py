@@ -5,70 +5,16 @@ Owns: which name of torch is which transform. Must not hold a transform itself. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from tied.algebra.arithmetic import kron
-from tied.algebra.assembly import cat, stack
-from tied.algebra.pointwise import ROWS as BENDS, Pointwise
-from tied.algebra.transform import METHODS
-from tied.algebra.views import ROWS as VIEWS, SAME, view
+from tied.algebra.transform import FORMS, METHODS
 from tied.errors import KindError, TieError, TransformError, nearest, short
 
-if TYPE_CHECKING:
-    from tied.algebra.expression import Expression
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "cat": cat,
-    "concat": cat,
-    "concatenate": cat,
-    "stack": stack,
-    "kron": kron,
-}
-OTHER_NAMES = {
-    "add": "__add__",
-    "sub": "__sub__",
-    "mul": "__mul__",
-    "div": "__truediv__",
-    "true_divide": "__truediv__",
-    "matmul": "__matmul__",
-    "mm": "__matmul__",
-    "neg": "__neg__",
-    "negative": "__neg__",
-    "special_expit": "sigmoid",
-}
-
-
-def methods() -> Iterator[tuple[str, Callable[..., Expression]]]:
-    """Yield torch's method names, each with the function that applies the transform of that name."""
-    for name in [*VIEWS, *SAME]:
-        if name not in ("T", "mT"):  # these are properties
-            method = _view_method(name)
-            method.__name__, method.__doc__ = name, f"Return `.{name}(...)` of this expression, as torch does."
-            yield name, method
-    for name in BENDS:
-        method = _pointwise_method(name)
-        method.__name__, method.__doc__ = name, f"Return `.{name}()` of this expression, entry by entry."
-        yield name, method
-
-
-def _view_method(name: str) -> Callable[..., Expression]:
-    def method(self: Expression, *args: Any, **kwargs: Any) -> Expression:
-        return self.apply(view(name, *args, **kwargs))
-
-    return method
-
-
-def _pointwise_method(name: str) -> Callable[..., Expression]:
-    def method(self: Expression) -> Expression:
-        return self.apply(Pointwise(name))
-
-    return method
-
-
-def unknown(expression: Expression, name: str) -> TransformError:
+def unknown(expression: object, name: str) -> TransformError:
     """Return the error for `expression.name`, which is no transform; it names the nearest one."""
     near = nearest(name, METHODS)
     return TransformError(
@@ -86,8 +32,7 @@ def answer(owner: type, function: Any, args: Sequence[Any], kwargs: Mapping[str,
         KindError: the function is no transform of the language, or a tensor is among its arguments.
     """
     name: str = function.__name__
-    method = OTHER_NAMES.get(name, name)
-    builder = FUNCTIONS.get(name) or getattr(owner, method, None)
+    builder = FORMS.get(name) or getattr(owner, name, None)
     if builder is None:
         raise KindError(
             f"torch.{name} is not a transform of the language.",

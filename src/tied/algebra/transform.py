@@ -1,22 +1,20 @@
 """What a transform is: a value that maps tensors to a tensor.
 
-Owns: the protocol that every transform follows, and the names that the language knows.
-Must not hold tensors: a transform is frozen, hashable, pure data. Read next: `views.py`, the largest family.
+Owns: the protocol that every transform follows, the names that the language knows, and the table of what builds them.
+Must not hold tensors: a transform is frozen, hashable, pure data. Read next: `expression.py`, then `views.py`, the
+largest family.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from tied.errors import InverseError
-
-if TYPE_CHECKING:
-    from tied.algebra.expression import Expression
 
 SUM, PRODUCT, UNARY, POSTFIX = 1, 2, 3, 4  # how tightly a printed form binds
 
@@ -25,6 +23,34 @@ _OTHERS = "flip roll narrow exp softplus square sigmoid reciprocal detach to"
 MOST_DEPTH = 64  # brackets inside each other that a text may have; deeper ones exhaust Python's stack
 
 METHODS = frozenset([*_VIEWS.split(), *_OTHERS.split()])
+ATTRIBUTES = frozenset(["T", "mT"])  # methods that are read, not called
+OPERATORS = ("+", "-", "-e", "*", "/", "@", "[]")
+FUNCTIONS = ("cat", "stack", "kron")
+
+FORMS: dict[str, Callable[..., Any]] = {}
+"""What builds the expression of each spelling of the language: `FORMS["+"](a, b)`, `FORMS["flip"](a, 0)`.
+
+Filled by the files that hold the transforms, all of which `tied.algebra` imports.
+"""
+Form = TypeVar("Form", bound=Callable[..., Any])
+
+
+def spelled(*spellings: str) -> Callable[[Form], Form]:
+    """Enter a function in `FORMS` under its spellings: of the language, and of `torch` where those differ."""
+
+    def enter(form: Form) -> Form:
+        FORMS.update(dict.fromkeys(spellings, form))
+        return form
+
+    return enter
+
+
+class Printable(Protocol):
+    """What a transform knows of its operands when it prints itself."""
+
+    def text(self, binds: int = 0) -> str:
+        """Print, in parentheses where something that binds as tightly as `binds` is asked for."""
+        ...
 
 
 class Transform(ABC):
@@ -101,7 +127,7 @@ class Transform(ABC):
         return correct(found, rest, weight)
 
     @abstractmethod
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print the transform applied to `operands`; `parse` reads it back."""
 
     def after(self, inner: Transform) -> Sequence[Transform] | None:

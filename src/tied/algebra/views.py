@@ -10,16 +10,14 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tied.algebra.transform import POSTFIX, Transform
+from tied.algebra.expression import Expression
+from tied.algebra.transform import POSTFIX, Printable, Transform, spelled
 from tied.errors import ParseError, short
-
-if TYPE_CHECKING:
-    from tied.algebra.expression import Expression
 
 Shape = Sequence[int]
 Arguments = tuple[Any, ...]  # integers, or tuples of integers
@@ -147,7 +145,7 @@ class View(Transform):
         """Send every entry of the result back to where it came from, and sum."""
         return (ROWS[self.name].adjoint(cotangent, operands[0].shape, *self.arguments),)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a method call on the operand."""
         base = f"{operands[0].text(POSTFIX)}.{self.name}"
         return base if self.name in ("T", "mT") else f"{base}({', '.join(map(repr, self.arguments))})"
@@ -186,6 +184,18 @@ def view(name: str, *args: Any, **kwargs: Any) -> View:
     if name == "permute" and arguments in ((1, 0), (-1, 0), (1, -2), (-1, -2)):
         return View("T")
     return View(name, arguments)
+
+
+def _method(name: str) -> Callable[..., Expression]:
+    def method(expression: Expression, *args: Any, **kwargs: Any) -> Expression:
+        return expression.apply(view(name, *args, **kwargs))
+
+    method.__name__, method.__doc__ = name, f"Return `.{name}(...)` of an expression, as torch does."
+    return method
+
+
+for _name in [*ROWS, *SAME]:
+    spelled(_name)(_method(_name))
 
 
 def _whole(value: Any) -> int | tuple[int, ...]:
@@ -297,7 +307,7 @@ class Index(Transform):
         whole[self.key] = cotangent
         return (whole,)
 
-    def text(self, operands: Sequence[Expression]) -> str:
+    def text(self, operands: Sequence[Printable]) -> str:
         """Print as a subscript."""
         shown = ("..." if item is Ellipsis else str(item) for item in self.items)
         return f"{operands[0].text(POSTFIX)}[{', '.join(shown)}]"
