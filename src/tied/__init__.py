@@ -12,8 +12,9 @@ decoder.weight = encoder.weight.T
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tied.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tied import files as files, nn as nn
@@ -61,14 +62,17 @@ if TYPE_CHECKING:
     from tied.files.models.save import save as save
     from tied.proving.tension import tension as tension
     from tied.proving.verify import verify as verify
-    from tied.reporting.report import Finding as Finding, Group as Group, Report as Report
+    from tied.reporting.facts import Finding as Finding, Group as Group
+    from tied.reporting.report import Report as Report
 
 __version__ = "0.1.0"
 
-_NAMES = {
+_HOMES = {
+    "tied": "files nn",
     "tied.binding": "tying tie tie_layers ties untie retie adopt alias guard load_state_dict Tie",
     "tied.checking.check": "check",
-    "tied.reporting.report": "Finding Group Report",
+    "tied.reporting.facts": "Finding Group",
+    "tied.reporting.report": "Report",
     "tied.algebra": "Expression cat kron parse ref stack",
     "tied.files.models.save": "save",
     "tied.files.models.load": "load Loaded",
@@ -78,20 +82,4 @@ _NAMES = {
     "KindError ParseError ShapeError SharingError SourceGoneError TransformError TwiceTiedError "
     "WriteError",
 }
-_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
-_HOMES.update(nn="tied.nn", files="tied.files")
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tied' has no attribute '{name}'")
-    module = importlib.import_module(_HOMES[name])
-    value = module if _HOMES[name] == f"tied.{name}" else getattr(module, name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -19,7 +19,7 @@ from torch import nn
 from tied.binding import adopt, retie
 from tied.checking.check import check
 from tied.errors import KindError, SharingError, during
-from tied.reporting.report import Finding
+from tied.reporting.facts import Finding
 
 Act = Literal["raise", "repair"]
 

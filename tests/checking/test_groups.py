@@ -12,7 +12,7 @@ from tied.checking.collapse import collapse
 from tied.checking.groups import count, groups, size_without_sharing
 from tied.checking.inventory import Inventory
 from tied.memory.view_relation import relation
-from tied.reporting.report import Group
+from tied.reporting.facts import Group
 
 
 def linear(wide: int = 3, narrow: int = 3, bias: bool = True) -> nn.Linear:

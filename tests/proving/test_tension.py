@@ -19,10 +19,10 @@ import tied
 from tied.proving.claims import Slots, claims
 from tied.proving.objective import Objective
 from tied.proving.reference import Reference
-from tied.proving.tension import Pull, Tension, tension
+from tied.proving.tension import tension
 from tied.proving.use_gradients import split
 from tied.proving.working_copy import working_copy
-from tied.reporting.tension import to_the_others
+from tied.reporting.tension import Pull, Tension, to_the_others
 
 TOKENS = torch.randint(0, 9, (5, 7), generator=torch.Generator().manual_seed(3))
 

@@ -1,4 +1,7 @@
-"""The hands: slots, late reading, the ledger, and declaring and undoing ties. The only code that changes a module."""
+"""The hands: declaring ties, keeping them and undoing them.
+
+Owns: every change of a module. Must not look for sharing that nobody declared, nor open files.
+"""
 
 from tied.binding.adopt import adopt as adopt, alias as alias
 from tied.binding.guard import guard as guard

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from tied.binding.module_reference import Anchor, anchor, plant
 from tied.binding.slots import links
 from tied.binding.target_tensor import Read, computing, derive, viewing
 from tied.errors import KindError, SourceGoneError
+from tied.sharding import gathered_for, is_sharded
 
 View = Callable[[Tensor], Tensor]
 
@@ -214,10 +214,9 @@ class Link:
     def found(self, owner: nn.Module | None, name: str) -> Tensor:
         """Return a source as the target reads it: whole where FSDP2 has sharded it, marked where it is computed."""
         tensor = _tensor(owner, name)
-        if type(tensor).__name__ == "DTensor":
-            gather = importlib.import_module("tied.distributed").whole
+        if is_sharded(tensor):
             home = self.home.module if self.home is not None else None
-            return gather(tensor, self.target() if self.target is not None else None, home)
+            return gathered_for(self.target() if self.target is not None else None, tensor, home)
         if owner is None or name in owner._parameters or name in owner._buffers:
             return tensor
         self._refuse_pieces()

@@ -1,4 +1,4 @@
-"""The eyes: what a model shares, read off its memory; never imports what changes models.
+"""The eyes: what a model shares, read off its memory.
 
-Nothing is imported here, so that `tied rules` answers without torch. Read next: `check.py`.
+Owns: looking at live models, and `tied.check`. Must not change anything, nor import what changes models.
 """

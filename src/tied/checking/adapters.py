@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tied.checking.declarations import Seen, at
-from tied.reporting.report import Finding, Group, quoted
+from tied.reporting.facts import Finding, Group, quoted
 from tied.reporting.rules import finding
 
 BASE, ORIGINAL, TRAINED = ".base_layer.", ".original_module.", ".modules_to_save."

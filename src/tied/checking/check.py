@@ -1,14 +1,13 @@
-"""`tied.check`: one look at a live model.
+"""`tied.check`: one look at a live model, a state dict or a file.
 
-Owns: the public function, and the order in which the eyes look. Must not change anything. Files and state dicts are
-looked at by `tied.files.auditing.audit`, above this layer, which is asked by name and gives the same `Report`.
+Owns: the public function, and the order in which the eyes look at a model; files are audited in `files/auditing`.
+Must not change anything.
 Read next: `groups.py`, then `declarations.py`, `copies.py`, `semantics.py`, `optimizers.py`, `adapters.py`,
 `forward_calls.py`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ from tied.checking.inventory import Inventory
 from tied.checking.optimizers import look_at_optimizer
 from tied.checking.semantics import look_at_meaning
 from tied.errors import KindError, during
-from tied.reporting.report import Finding, Group, Report, expression, quoted
+from tied.files.auditing.audit import audit
+from tied.reporting.facts import Finding, Group, expression, quoted
+from tied.reporting.report import Report
 from tied.reporting.rules import chosen, finding, known_prefixes
 
 
@@ -69,7 +70,7 @@ def check(
         if isinstance(subject, nn.Module):
             return _look(subject, inputs, optimizer, select=select, ignore=ignore)
         if isinstance(subject, str | Path | Mapping):
-            return importlib.import_module("tied.files.auditing.audit").audit(subject, select=select, ignore=ignore)
+            return audit(subject, select=select, ignore=ignore)
         raise KindError(
             "Only models, state dicts and files can be looked at.",
             found=type(subject).__name__,

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tied.checking.inventory import Inventory, own_parameters
-from tied.reporting.report import IDENTITY, Group
+from tied.memory import IDENTITY
+from tied.reporting.facts import Group
 
 Paths = tuple[str, ...]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from tied.memory import IDENTITY
 from tied.memory.overlap import PLAIN
-from tied.reporting.report import IDENTITY
 
 Kind = tuple[torch.dtype, torch.device, torch.Size]
 

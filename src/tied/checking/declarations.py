@@ -18,7 +18,8 @@ from tied.checking.groups import group_of, suffix
 from tied.checking.inventory import Inventory
 from tied.checking.library_ties import Pair, is_offloaded, pairs, rules, transformers_models, undone
 from tied.ledger import cuts
-from tied.reporting.report import IDENTITY, OVERLAP, Finding, Group, State, expression, quoted
+from tied.memory import IDENTITY, OVERLAP
+from tied.reporting.facts import Finding, Group, State, expression, quoted
 from tied.reporting.rules import finding
 
 WRAPPED = (".base_layer", ".original_module")  # where adapters put the layer that they wrap

@@ -15,7 +15,8 @@ from tied.checking.collapse import above, paths, whole
 from tied.checking.copies import Copy, copies, equal_values, is_readable
 from tied.checking.declarations import Seen
 from tied.checking.groups import group_of
-from tied.reporting.report import IDENTITY, Group
+from tied.memory import IDENTITY
+from tied.reporting.facts import Group
 
 
 def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:

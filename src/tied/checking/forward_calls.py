@@ -21,7 +21,7 @@ from tied.checking.collapse import above
 from tied.checking.groups import name_of
 from tied.checking.library_ties import tied_layers
 from tied.memory.overlap import size_of
-from tied.reporting.report import Group
+from tied.reporting.facts import Group
 
 
 class NotTracedError(Exception):

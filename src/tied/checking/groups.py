@@ -17,9 +17,10 @@ from torch.nn.parameter import is_lazy
 from tied.algebra import Expression, Ref, show_address
 from tied.checking.inventory import Inventory
 from tied.ledger import Tie, entries
+from tied.memory import IDENTITY, OVERLAP
 from tied.memory.overlap import Piece, pieces, shape_of, size_of
 from tied.memory.view_relation import relation
-from tied.reporting.report import IDENTITY, OVERLAP, Group, State
+from tied.reporting.facts import Group, State
 
 
 def groups(model: nn.Module) -> tuple[Group, ...]:

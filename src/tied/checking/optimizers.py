@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from tied.checking.declarations import Seen, fix_of_half_tied
-from tied.reporting.report import Finding, Group
+from tied.reporting.facts import Finding, Group
 from tied.reporting.rules import finding
 
 SETTINGS = ("lr", "weight_decay")

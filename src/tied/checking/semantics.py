@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase  # batch and instance norms
 from tied.checking.copies import is_readable
 from tied.checking.declarations import Seen
 from tied.memory.overlap import PLAIN
-from tied.reporting.report import Finding, Group, quoted
+from tied.reporting.facts import Finding, Group, quoted
 from tied.reporting.rules import finding
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)

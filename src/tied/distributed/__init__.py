@@ -1,5 +1,6 @@
-"""Several processes: sharded sources and files of sharded models. The only importer of torch.distributed."""
+"""What people who train in several processes call: checkpoints that hold each tensor once.
+
+Owns: what is built on `torch.distributed`. Must not be needed by one process alone: see `sharding.py`.
+"""
 
 from tied.distributed.checkpoint import save as save
-from tied.distributed.gather import whole as whole
-from tied.distributed.shards import gathered as gathered, is_first as is_first, spread as spread

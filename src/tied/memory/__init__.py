@@ -2,3 +2,8 @@
 
 Owns: byte intervals, and writing a view as a transform. Must not read values, know modules, or keep anything.
 """
+
+IDENTITY = "identity"
+"""What a tensor is of another one that has the same memory, sizes and strides."""
+OVERLAP = "overlap"
+"""What a tensor is of another one if no transform says it."""

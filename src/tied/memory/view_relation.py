@@ -11,8 +11,8 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from tied.memory import IDENTITY, OVERLAP
 from tied.memory.overlap import Piece, pieces
-from tied.reporting.report import IDENTITY, OVERLAP
 
 _MOST_DIMS = 4  # a relation of more dimensions is sought in their own order only
 

@@ -21,10 +21,10 @@ from tied.algebra import Expression, Ref, parse, ref, show_address
 from tied.checking.library_ties import pairs
 from tied.errors import AddressError, SharingError, nearest
 from tied.ledger import cuts, entries, links
+from tied.memory import OVERLAP
 from tied.memory.overlap import overlapping
 from tied.memory.view_relation import relation
 from tied.proving.working_copy import reach
-from tied.reporting.report import OVERLAP
 
 Origin = Literal["same", "memory", "tie", "transformers", "asked", "written"]
 Read = Callable[[str], Tensor]

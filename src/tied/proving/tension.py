@@ -6,10 +6,8 @@ Read next: `use_gradients.py`, which splits the gradient.
 
 from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,88 +21,7 @@ from tied.proving.side_by_side import MakeOptimizer
 from tied.proving.use_gradients import split
 from tied.proving.verify import maker, rehearse
 from tied.proving.working_copy import untouched, unwrapped, working_copy
-
-
-@dataclass(frozen=True)
-class Pull:
-    """How the uses of one weight pull it, step by step.
-
-    Attributes:
-        weight: The address of the Parameter.
-        uses: What reads it: a slot, a call of a module that is called several times, or a read from elsewhere.
-        norms: For each step, the norm of each use's part of the gradient.
-        cosines: For each step, the cosine between each two parts, as a matrix; NaN where a part is zero.
-        gradients: For each step, the norm of the gradient, which is the sum of the parts.
-    """
-
-    weight: str
-    uses: tuple[str, ...]
-    norms: tuple[tuple[float, ...], ...]
-    cosines: tuple[tuple[tuple[float, ...], ...], ...]
-    gradients: tuple[float, ...]
-
-    __module__ = "tied"
-
-    @property
-    def agreement(self) -> tuple[float, ...]:
-        """For each step, the gradient's norm over the sum of its parts' norms: 1 if all pull one way, 0 if they cancel.
-
-        Two equally strong parts at a right angle give 0.71.
-        """
-        sums = [sum(norms) for norms in self.norms]
-        return tuple(whole / total if total else math.nan for whole, total in zip(self.gradients, sums, strict=True))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data, with None for NaN."""
-        return {
-            "weight": self.weight,
-            "uses": list(self.uses),
-            "norms": [list(norms) for norms in self.norms],
-            "cosines": [[[_known(c) for c in row] for row in matrix] for matrix in self.cosines],
-            "gradients": list(self.gradients),
-            "agreement": [_known(value) for value in self.agreement],
-        }
-
-
-@dataclass(frozen=True)
-class Tension:
-    """How the uses of every shared weight of a model pull it.
-
-    Attributes:
-        subject: The model's class.
-        steps: How many gradients were looked at.
-        pulls: One entry for each weight with several uses.
-    """
-
-    subject: str
-    steps: int
-    pulls: tuple[Pull, ...]
-
-    __module__ = "tied"
-
-    def __str__(self) -> str:
-        """Return a table."""
-        return _show().to_text(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {"subject": self.subject, "steps": self.steps, "pulls": [pull.to_json() for pull in self.pulls]}
-
-    def to_png(self) -> bytes:
-        """Return a picture of the norms and the cosines over the steps; needs matplotlib (`tied[pictures]`)."""
-        return _show().to_png(self)
-
-    def _repr_png_(self) -> bytes:
-        return self.to_png()
-
-
-def _show() -> Any:
-    # The renderers lie above this layer; a result only knows where they are.
-    return importlib.import_module("tied.reporting.tension")
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+from tied.reporting.tension import Pull, Tension
 
 
 def tension(

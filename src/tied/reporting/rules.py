@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tied.errors import KindError
-from tied.reporting.report import SEVERITIES, Finding, Severity
+from tied.reporting.facts import SEVERITIES, Finding, Severity
 
 PAGE = "docs/rules.md"  # has a section for each rule
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tied.reporting.report import Finding, Report
+from tied.reporting.facts import Facts, Finding
 from tied.reporting.rules import PAGE, RULES, Rule
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -24,7 +24,7 @@ def harmless(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def to_sarif(report: Report, uri: str = "") -> dict[str, Any]:
+def to_sarif(report: Facts, uri: str = "") -> dict[str, Any]:
     """Write the findings in SARIF 2.1.0.
 
     Args:
@@ -61,7 +61,7 @@ def _result(finding: Finding, subject: str, uri: str) -> dict[str, Any]:
     }
 
 
-def to_github(report: Report) -> str:
+def to_github(report: Facts) -> str:
     """Write the findings as workflow commands, one a line, which GitHub shows beside the run."""
     return "\n".join(_command(finding, report.subject) for finding in report.findings)
 

@@ -12,8 +12,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tied.memory import OVERLAP
+from tied.reporting.facts import SEVERITIES, Facts, Finding, Group, expression
 from tied.reporting.page import Code, Heading, Paragraph, Part, page, part_to_html
-from tied.reporting.report import OVERLAP, SEVERITIES, Finding, Group, Report, expression
 from tied.reporting.rules import RULES
 from tied.reporting.sarif import harmless, to_github as to_github, to_sarif as to_sarif
 from tied.reporting.table import Cell, Table, Tone
@@ -41,11 +42,11 @@ class Entry(NamedTuple):
     others: tuple[str, ...]
 
 
-def summary(report: Report) -> str:
+def summary(report: Facts) -> str:
     """Say how much there is and how much sharing saves.
 
     Example:
-        >>> summary(Report("Model", parameters=1_000_000, bytes=4_000_000, bytes_saved=1_000_000))
+        >>> summary(Facts("Model", parameters=1_000_000, bytes=4_000_000, bytes_saved=1_000_000))
         '1,000,000 parameters, 3.8 MiB; sharing saves 976.6 KiB'
     """
     numbers = f"{report.parameters:,} parameter{'' if report.parameters == 1 else 's'}"
@@ -53,7 +54,7 @@ def summary(report: Report) -> str:
     return f"{numbers}, {size_as_text(report.bytes)}; {saved}"
 
 
-def verdict(report: Report) -> str:
+def verdict(report: Facts) -> str:
     """Count the findings: "1 error, 2 notes"."""
     counts = {severity: sum(f.severity == severity for f in report.findings) for severity in SEVERITIES}
     said = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count]
@@ -100,7 +101,7 @@ def size_as_text(count: int) -> str:
 # -- text ---------------------------------------------------------------------------------------------
 
 
-def to_text(report: Report) -> str:
+def to_text(report: Facts) -> str:
     """Write a report as text, for people."""
     blocks = [f"{harmless(report.subject)}: {summary(report)}"]
     blocks += ["\n".join(_group_lines(report))] if report.groups else ["  Nothing is shared."]
@@ -111,7 +112,7 @@ def to_text(report: Report) -> str:
     return "\n\n".join([*blocks, f"{verdict(report).capitalize()}."])
 
 
-def _group_lines(report: Report) -> Iterator[str]:
+def _group_lines(report: Facts) -> Iterator[str]:
     entries = [entry_of(group) for group in report.groups[:MOST_GROUPS]]
     state = max(len(entry.state) for entry in entries)
     name = max(len(entry.first) for entry in entries)
@@ -144,18 +145,18 @@ def _wrapped(text: str, first: str) -> list[str]:
 # -- HTML ---------------------------------------------------------------------------------------------
 
 
-def to_html(report: Report) -> str:
+def to_html(report: Facts) -> str:
     """Write a report as a page that stands alone."""
     return page(f"tied: {harmless(report.subject)}", _parts(report))
 
 
-def to_fragment(report: Report) -> str:
+def to_fragment(report: Facts) -> str:
     """Write a report for a notebook."""
     title = Paragraph(harmless(report.subject))
     return f"<div>{''.join(part_to_html(part) for part in (title, *_parts(report)))}</div>"
 
 
-def _parts(report: Report) -> Iterator[Part]:
+def _parts(report: Facts) -> Iterator[Part]:
     yield Paragraph(f"{summary(report)}; {verdict(report)}.")
     if report.groups:
         yield Table(("state", "name", "what", "size"), tuple(map(_row, report.groups)), words=3)

@@ -25,7 +25,7 @@ from tied.proving.side_by_side import MakeOptimizer, Side, distance, gradient_of
 from tied.proving.use_gradients import split
 from tied.proving.verify import OPTIMIZERS, maker, rehearse
 from tied.proving.working_copy import untouched, unwrapped, working_copy
-from tied.reporting.report import Group
+from tied.reporting.facts import Group
 
 
 def assert_tied(model: nn.Module, *names: str) -> None:

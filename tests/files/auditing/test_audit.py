@@ -318,7 +318,7 @@ def test_splitting_and_meeting():
 
 def test_large_tensors_are_cut_into_pieces_of_work(path, monkeypatch):
     for module in ("compare", "duplicates"):
-        monkeypatch.setattr(f"tied.files.{module}.RANGE", 1000)
+        monkeypatch.setattr(f"tied.files.auditing.{module}.RANGE", 1000)
     monkeypatch.setattr("tied.files.auditing.compare.TILE", 300)
     monkeypatch.setattr("tied.files.auditing.workers.SMALL", 100)
     one = bits(60, 70)

@@ -17,11 +17,12 @@ from tied.errors import during, short
 from tied.files.auditing.consistency import absent, head_and_embedding, lost_head, same_values, unlisted
 from tied.files.auditing.duplicates import IDENTITY, Copies
 from tied.files.auditing.inspection import Inspection, inspect
-from tied.files.reading.checkpoint import Stored
 from tied.files.reading.dtypes import BITS, IN_TORCH
 from tied.files.reading.folder import twin
 from tied.files.reading.refusal import shown
-from tied.reporting.report import Finding, Group, Report, State
+from tied.files.reading.stored import Stored
+from tied.reporting.facts import Finding, Group, State
+from tied.reporting.report import Report
 from tied.reporting.rules import chosen, finding
 
 if TYPE_CHECKING:

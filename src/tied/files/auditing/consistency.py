@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from tied.files.auditing.compare import same_bytes, same_elements
-from tied.files.reading.checkpoint import Checkpoint, Stored
+from tied.files.reading.checkpoint import Checkpoint
+from tied.files.reading.stored import Stored
 from tied.files.reading.transformers_config import Configuration
 
 if TYPE_CHECKING:

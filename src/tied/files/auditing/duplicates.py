@@ -21,8 +21,8 @@ import numpy as np
 from tied.files.auditing.compare import RANGE, is_constant, meet, ranges, same_elements, split
 from tied.files.auditing.fingerprint import SAMPLES, Fingerprints, Order, canonical, laid, orders, rows_per
 from tied.files.auditing.workers import Workers
-from tied.files.reading.checkpoint import Stored, Words
 from tied.files.reading.dtypes import BITS
+from tied.files.reading.stored import Stored, Words
 
 IDENTITY = "identity"
 WIDTHS = (8, 16, 32, 64)  # others come as rows of bytes: their axes are not seen

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tied.files.reading.checkpoint import Words
+from tied.files.reading.stored import Words
 
 SAMPLES = 64
 SUMS = 2  # of a tensor with more than two axes

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tied.files.auditing.compare import same_bytes
 from tied.files.auditing.fingerprint import Fingerprints
 from tied.files.auditing.workers import Workers
-from tied.files.reading.checkpoint import Stored, Words
 from tied.files.reading.dtypes import BITS
+from tied.files.reading.stored import Stored, Words
 
 LEAST_VECTOR = 32
 TRIED = 8  # places of a row, and rows, that are tried for one that tells

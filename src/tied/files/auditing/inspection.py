@@ -17,7 +17,8 @@ from tied.files.auditing.duplicates import IDENTITY, Copies, Search
 from tied.files.auditing.fingerprint import Fingerprints
 from tied.files.auditing.fused_rows import Rows, find_rows
 from tied.files.auditing.workers import Workers
-from tied.files.reading.checkpoint import Checkpoint, Stored, open_checkpoint
+from tied.files.reading.checkpoint import Checkpoint, open_checkpoint
+from tied.files.reading.stored import Stored
 from tied.files.reading.transformers_config import Configuration, read_configuration
 
 if TYPE_CHECKING:

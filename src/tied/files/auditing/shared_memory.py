@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tied.algebra import Expression, Ref, parse
 from tied.files.reading.file_ledger import name_of, reference
+from tied.memory import IDENTITY, OVERLAP
 from tied.memory.overlap import overlapping, pieces
 from tied.memory.view_relation import relation
-from tied.reporting.report import IDENTITY, OVERLAP
 
 MOST_BASES = 100  # tensors of one memory, none of which holds another, among which a base is looked for
 

@@ -5,7 +5,6 @@ Owns: the one place of `files` that changes a model. Must not decide what the va
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tied.binding.late_reading import Late
 from tied.binding.state_dict_hooks import reconcile_before
-from tied.files.models.model_names import Names, has_memory, is_sharded
+from tied.files.models.model_names import Names, has_memory
 from tied.files.reading.file_ledger import name_of
+from tied.sharding import is_sharded, spread
 
 
 def install(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
@@ -51,7 +51,7 @@ def _put(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
 def _load(names: Names, values: Mapping[str, Tensor], *, assign: bool) -> None:
     """Have torch load, with the code that modules bring along."""
     folded = {} if assign else {name: value for name, value in values.items() if is_folded(names.values[name])}
-    state = {names.keys[n]: _as_there(t, names.values[n]) for n, t in values.items() if n not in folded}
+    state = {names.keys[n]: spread(t, names.values[n]) for n, t in values.items() if n not in folded}
     names.model.load_state_dict(state, strict=False, assign=assign)
     for name, value in folded.items():
         unfolded(names.values[name].detach(), names.values[name]).copy_(unfolded(value, names.values[name]))
@@ -68,11 +68,6 @@ def unfolded(tensor: Tensor, like: Tensor) -> Tensor:
     for axis, stride in enumerate(like.stride()):
         tensor = tensor.narrow(axis, 0, 1) if stride == 0 and tensor.shape[axis] else tensor
     return tensor
-
-
-def _as_there(tensor: Tensor, present: Tensor) -> Tensor:
-    """Return the value as the slot takes it: sharded where the present one is."""
-    return importlib.import_module("tied.distributed").spread(tensor, present) if is_sharded(present) else tensor
 
 
 def _share_again(names: Names, values: Mapping[str, Tensor]) -> None:

@@ -19,12 +19,13 @@ from tied.algebra.projection import agree
 from tied.binding.state_dict_hooks import _present
 from tied.errors import ConflictError, FileError, KindError, during, nearest
 from tied.files.models.assign_values import install, is_folded, may_fail, unfolded, untouched_on_failure
-from tied.files.models.model_names import Names, plain_name, whole
+from tied.files.models.model_names import Names, plain_name
 from tied.files.models.reconcile import WINNERS, Reconciled, Winner, distance, reconcile
 from tied.files.models.select_weights import weights_of
 from tied.files.reading.file_ledger import name_of, reference
 from tied.files.reading.refusal import shown
 from tied.files.rewriting.expanded_view import Expansion
+from tied.sharding import gathered
 
 EXTRA_STATE = "_extra_state"
 
@@ -224,7 +225,7 @@ def _presents(names: Names) -> Callable[[str], Tensor]:
 
     def present(name: str) -> Tensor:
         value = names.values[name]
-        return _present(whole(value), torch.device("cpu") if value.is_meta else value.device)
+        return _present(gathered(value), torch.device("cpu") if value.is_meta else value.device)
 
     return present
 

@@ -6,7 +6,6 @@ Read next: `payload.py`, which saves, and `load.py`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,16 +93,6 @@ def inner(model: nn.Module) -> nn.Module:
 def plain_name(key: str) -> str:
     """Return a state dict's key without the segments that `torch.compile` puts in."""
     return key.replace(COMPILED, "")
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Tell whether a tensor is the part that this process has of one."""
-    return type(tensor).__name__ == "DTensor"
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor whole: gathered from all processes where it is sharded."""
-    return importlib.import_module("tied.distributed").gathered(tensor) if is_sharded(tensor) else tensor
 
 
 def has_memory(value: Any) -> bool:

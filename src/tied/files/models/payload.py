@@ -6,7 +6,6 @@ change the model. Read next: `save.py`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,12 @@ from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression, Ref
 from tied.errors import KindError
-from tied.files.models.model_names import Names, is_sharded, whole
+from tied.files.models.model_names import Names
 from tied.files.reading.dtypes import dtype_name
 from tied.files.reading.file_ledger import Equation, Layout, Ledger, name_of
 from tied.files.reading.refusal import shown
 from tied.files.reading.strict_json import METADATA
+from tied.sharding import gathered, is_first_process, is_sharded
 
 
 @dataclass(frozen=True)
@@ -138,5 +138,4 @@ def _whole(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     """Gather sharded tensors; tell whether this process is the one that writes."""
     if not any(map(is_sharded, tensors.values())):
         return tensors, True
-    distributed = importlib.import_module("tied.distributed")
-    return {name: whole(tensor) for name, tensor in tensors.items()}, distributed.is_first()
+    return {name: gathered(tensor) for name, tensor in tensors.items()}, is_first_process()

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from tied.errors import TieError, short
-from tied.files.reading.checkpoint import Checkpoint, OneFile, Stored, Words
+from tied.files.reading.checkpoint import Checkpoint
 from tied.files.reading.dtypes import dtype_name
 from tied.files.reading.pickle_limits import check_pickles
 from tied.files.reading.pt_file import PickledTensor, unpickled
 from tied.files.reading.refusal import AGAIN, refuse, shown
 from tied.files.reading.regular_file import open_regular
+from tied.files.reading.stored import OneFile, Stored, Words
 from tied.files.reading.zip_archive import allowance
 
 NAME = ".metadata"

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from tied.errors import short
-from tied.files.reading.checkpoint import OneFile, Stored, Words
 from tied.files.reading.dtypes import dtype_name
 from tied.files.reading.pickle_limits import check_pickles
 from tied.files.reading.refusal import AGAIN, RESAVE, refuse, shown
 from tied.files.reading.regular_file import open_regular
+from tied.files.reading.stored import OneFile, Stored, Words
 from tied.files.reading.zip_archive import allowance, pickle_in
 
 OLD_PICKLES = 5  # as torch.save wrote before 1.6: a magic number, a version, the system, the content, the storages

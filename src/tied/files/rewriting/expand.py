@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from tied.algebra import Ref
 from tied.errors import during
-from tied.files.reading.checkpoint import Stored, Words
 from tied.files.reading.file_ledger import KEY, Equation
 from tied.files.reading.pt_file import PickledTensor
 from tied.files.reading.refusal import shown
+from tied.files.reading.stored import Stored, Words
 from tied.files.rewriting.expanded_view import Expansion
 from tied.files.rewriting.rewrite import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
 from tied.files.rewriting.shrink import SHRUNK, Rewritten

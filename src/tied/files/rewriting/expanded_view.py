@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from tied.errors import during
-from tied.files.reading.checkpoint import Checkpoint, Stored, open_checkpoint
+from tied.files.reading.checkpoint import Checkpoint, open_checkpoint
 from tied.files.reading.distributed_folder import is_distributed, open_distributed
 from tied.files.reading.file_ledger import Equation, Ledger, read_ledger
+from tied.files.reading.stored import Stored
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from tied.errors import FileError, TieError, during
 from tied.files.auditing.audit import size
 from tied.files.auditing.consistency import absent, head_and_embedding, holds, lost_head, same_values, unlisted
 from tied.files.auditing.inspection import Inspection, inspect
-from tied.files.reading.checkpoint import Stored
 from tied.files.reading.file_ledger import KEY, MOST_TIES, VERSION, Equation, Ledger, name_of, read_ledger, reference
 from tied.files.reading.pt_file import PickledTensor
 from tied.files.reading.refusal import shown
+from tied.files.reading.stored import Stored
 from tied.files.reading.strict_json import check_amount
 from tied.files.rewriting.rewrite import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
 from tied.files.rewriting.shrink import Rewritten, shrink

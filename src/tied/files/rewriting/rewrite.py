@@ -20,9 +20,10 @@ import numpy as np
 
 from tied.errors import FileError
 from tied.files.auditing.compare import same_bytes
-from tied.files.reading.checkpoint import Checkpoint, MappedTensor, Stored, Words
+from tied.files.reading.checkpoint import Checkpoint
 from tied.files.reading.refusal import refuse, shown, shown_path
 from tied.files.reading.safetensors_header import Header, read_header_of
+from tied.files.reading.stored import MappedTensor, Stored, Words
 from tied.files.rewriting.atomic_write import new_files
 
 CHUNK = 1 << 24

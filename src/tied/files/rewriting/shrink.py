@@ -20,11 +20,11 @@ from tied.files.auditing.compare import same_bytes, same_elements
 from tied.files.auditing.consistency import head_and_embedding
 from tied.files.auditing.duplicates import IDENTITY
 from tied.files.auditing.inspection import Inspection, inspect
-from tied.files.reading.checkpoint import OneFile, Stored
 from tied.files.reading.dtypes import BITS, torch_dtype
 from tied.files.reading.file_ledger import KEY, Equation, Kind, Ledger, name_of, reference, source_of
 from tied.files.reading.pt_file import PickledTensor
 from tied.files.reading.refusal import refuse, shown
+from tied.files.reading.stored import OneFile, Stored
 from tied.files.rewriting.rewrite import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
 
 SHRUNK = "shrunk"  # the key of an index under which stands what it said of the tensors that went
