@@ -5,6 +5,7 @@ A rule is a function from one parsed `File` to the lines that break it. Every ru
 """
 
 import ast
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -205,6 +206,14 @@ def package_says_what_it_owns(file: File) -> Iterator[str]:
         yield "1: a folder's docstring says what it owns (`Owns: ...`) and what it must not do (`Must not ...`)"
 
 
+def signposts_lead_somewhere(file: File) -> Iterator[str]:
+    here = (SRC / file.path).parent
+    for line, text in enumerate(file.text.splitlines(), 1):
+        for path in re.findall(r"`([\w/]+\.py)`", text):
+            if not any((place / path).exists() for place in (here, SRC, SRC.parents[1])):
+                yield f"{line}: there is no {path}"
+
+
 def algebra_knows_no_module(file: File) -> Iterator[str]:
     if file.unit != "algebra":
         return
@@ -296,6 +305,7 @@ RULES = [
     imports_go_one_way,
     imports_what_it_says,
     package_says_what_it_owns,
+    signposts_lead_somewhere,
     third_party_has_one_owner,
     algebra_knows_no_module,
     only_the_cli_prints,
@@ -446,6 +456,8 @@ WRONG = [
     (package_says_what_it_owns, "binding/__init__.py", ""),
     (package_says_what_it_owns, "files/reading/__init__.py", "'Files.'"),
     (package_says_what_it_owns, "files/reading/__init__.py", "'Files. Owns: all.'"),
+    (signposts_lead_somewhere, "binding/a.py", "'Read next: `undo.py`.'"),
+    (signposts_lead_somewhere, "binding/a.py", "'Read next: `files/undo.py`.'"),
     (third_party_has_one_owner, "binding/a.py", 'importlib.import_module("transformers")'),
     (third_party_has_one_owner, "cli/draw.py", "import matplotlib.pyplot as plt"),
     (third_party_has_one_owner, "cli/draw.py", "from matplotlib import pyplot"),
@@ -499,6 +511,7 @@ RIGHT = [
     (imports_go_one_way, "checking/a.py", "from tied.files.auditing.audit import audit"),
     (imports_what_it_says, "binding/a.py", 'importlib.import_module("pydoc_data.topics")'),
     (imports_what_it_says, "cli/check.py", "importlib.import_module(name)"),
+    (signposts_lead_somewhere, "binding/a.py", "'See `untie.py`, `files/models/save.py`, `benchmarks/read.py`.'"),
     (package_says_what_it_owns, "binding/a.py", "'A file.'"),
     (package_says_what_it_owns, "binding/__init__.py", "'Ties. Owns: hands. Must not look.'"),
     (third_party_has_one_owner, "show/plot.py", "import matplotlib"),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tied.algebra import Address, Expression, Ref, parse, show_address
+from tied.algebra import Address, Expression, Ref, address_of, parse, show_address
 from tied.algebra.parser import parse_address
 
 LINKS = "_tied"  # the name under which a module keeps the links of its tied attributes
@@ -84,7 +84,7 @@ def ties(model: nn.Module) -> tuple[Tie, ...]:
 
 def entries(model: nn.Module) -> Iterator[tuple[Tie, nn.Module, Any]]:
     """Yield every tie of a model with the module that holds its target, and its link."""
-    modules = [(tuple(path.split(".")) if path else (), module) for path, module in model.named_modules()]
+    modules = [(address_of(path), module) for path, module in model.named_modules()]
     places: dict[int, Address] = {}
     for place, module in modules:
         places[id(module)] = places[id(module._parameters)] = place  # a shallow copy shares the latter
@@ -118,7 +118,7 @@ def cuts(model: nn.Module) -> Iterator[Tie]:
         if not is_read or any(isinstance(place.get(name), Tensor) for place in places):
             yield tie
     for path, home in model.named_modules():
-        place = tuple(path.split(".")) if path else ()
+        place = address_of(path)
         for target, source in declared(home).items():
             tie = Tie(parse_address(target), parse(source))
             if _is_replaced(home, tie):

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 import tied
 from tied import Finding, Group, Report
-from tied.reporting.text import size_as_text, to_fragment, to_github, to_html, to_sarif, to_text
+from tied.reporting.text import size_text, to_fragment, to_github, to_html, to_sarif, to_text
 
 
 class Autoencoder(nn.Module):
@@ -175,4 +175,4 @@ def test_notebooks_get_html():
     [(0, "0 B"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**20, "1.0 MiB"), (5 * 2**40, "5.0 TiB")],
 )
 def test_sizes(size, text):
-    assert size_as_text(size) == text
+    assert size_text(size) == text

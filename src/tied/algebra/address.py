@@ -36,5 +36,10 @@ def show_address(address: Address) -> str:
     return text if is_word else _quoted(first) + text[len(first) :]
 
 
+def address_of(path: str) -> Address:
+    """Return the address that a name of torch's means, such as those of `named_modules`; "" is the model itself."""
+    return tuple(path.split(".")) if path else ()
+
+
 def _quoted(segment: str) -> str:
     return f"[{json.dumps(segment, ensure_ascii=False)}]"

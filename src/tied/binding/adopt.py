@@ -13,10 +13,10 @@ from torch.nn import Parameter
 
 from tied.algebra import Address, Expression, Ref, show_address
 from tied.binding.late_reading import uninstall
-from tied.binding.ledger import Tie, entries
 from tied.binding.slots import ModuleTree, Slot
 from tied.binding.tie import declare, unwrapped
 from tied.errors import ConflictError, KindError, during
+from tied.ledger import Tie, entries
 
 
 def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False) -> tuple[Tie, ...]:

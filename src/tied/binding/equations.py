@@ -17,9 +17,9 @@ from torch import nn
 
 from tied.algebra import Address, Expression, Ref, parse, show_address
 from tied.algebra.parser import parse_address
-from tied.binding.ledger import Tie
 from tied.binding.slots import ModuleTree, Slot
 from tied.errors import AddressError, CycleError, KindError, ParseError, ShapeError
+from tied.ledger import Tie
 
 WILD_SOURCE = re.compile(r"(?:(?<=\.)|^)\*(?=[.\[]|$)|(?<=\[)\*(?=\])")
 

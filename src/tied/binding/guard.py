@@ -16,11 +16,11 @@ from typing import Any
 from torch import nn
 
 from tied.algebra import Address, show_address
-from tied.binding.ledger import Tie, entries
 from tied.binding.retie import is_cut
 from tied.binding.slots import ModuleTree
 from tied.binding.tie import unwrapped
 from tied.errors import ConflictError
+from tied.ledger import Tie, entries
 
 WATCHED = (
     "_apply",

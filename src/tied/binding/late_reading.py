@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from tied.algebra import Address, show_address
+from tied.algebra import Address, address_of, show_address
 from tied.binding.adapters import notice_adapters
 from tied.binding.link import Link
 from tied.binding.slots import LINKS, links
@@ -154,7 +154,7 @@ def _place(module: nn.Module, link: Link) -> Address:
     home = link.home.module if link.home is not None else None
     for path, other in home.named_modules() if home is not None else ():
         if other is module:
-            return tuple(path.split(".")) if path else ()
+            return address_of(path)
     return (module._get_name(),)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tied.algebra import Ref
 from tied.binding.adopt import adopt
 from tied.binding.late_reading import uninstall
-from tied.binding.ledger import Tie, entries
 from tied.binding.state_dict_hooks import check_winner, reconcile_all
 from tied.binding.tie import unwrapped
 from tied.errors import during
+from tied.ledger import Tie, entries
 
 
 def load_state_dict(

@@ -11,17 +11,17 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from tied.algebra import Address, Ref, parse, show_address
+from tied.algebra import Address, Ref, address_of, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
 from tied.binding.late_reading import install, is_late
-from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
 from tied.binding.module_reference import declared
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import check_winner
 from tied.binding.tie import declare, unwrapped
 from tied.errors import AddressError, ConflictError, during
+from tied.ledger import Tie, entries
 
 
 class Mended(NamedTuple):
@@ -85,7 +85,7 @@ class Lost(NamedTuple):
 
 def _replaced(model: nn.Module) -> Iterator[Lost]:
     for path, home in model.named_modules():
-        tree, place = ModuleTree(home), tuple(path.split(".")) if path else ()
+        tree, place = ModuleTree(home), address_of(path)
         for target, source in declared(home).items():
             tie = Tie(parse_address(target), parse(source))
             try:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from tied.algebra import Address, Expression, invert, project, ref
 from tied.algebra.projection import agree
-from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
 from tied.errors import ConflictError, InverseError, ShapeError, TieError
+from tied.ledger import Tie, entries
 
 State = MutableMapping[str, Any]
 

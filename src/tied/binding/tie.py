@@ -13,14 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tied.algebra import Address, Expression, Ref, invert, project, show_address
+from tied.algebra import Address, Expression, Ref, invert, project, resolve, show_address
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
 from tied.binding.adapters import watch
 from tied.binding.equations import at_first_places, pair
 from tied.binding.late_reading import install, uninstall
-from tied.binding.ledger import Tie, entries, resolve
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import attend, check_winner
@@ -34,6 +33,7 @@ from tied.errors import (
     TwiceTiedError,
     during,
 )
+from tied.ledger import Tie, entries
 
 Keep = Literal["source", "target", "mean"]
 

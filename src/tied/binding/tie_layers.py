@@ -15,10 +15,10 @@ from torch import nn
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
 from tied.binding.equations import module_ties
-from tied.binding.ledger import Tie
 from tied.binding.slots import ModuleTree
 from tied.binding.tie import Keep, declare, unwrapped
 from tied.errors import AddressError, KindError, ShapeError, during
+from tied.ledger import Tie
 
 Pattern = Literal["all", "sequence", "cycle", "cycle_rev", "sandwich", "immediate"]
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from tied.algebra import Address, Expression, Ref, show_address
 from tied.binding.equations import pair
-from tied.binding.ledger import Tie
 from tied.binding.slots import ModuleTree
 from tied.binding.tie import Keep, declare, unwrapped
 from tied.errors import AddressError, KindError, during, nearest
+from tied.ledger import Tie
 
 
 class Draft:

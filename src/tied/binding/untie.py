@@ -12,11 +12,11 @@ from torch.nn import Parameter
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
 from tied.binding.late_reading import uninstall
-from tied.binding.ledger import Tie, entries
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree
 from tied.binding.tie import unwrapped
 from tied.errors import KindError, during
+from tied.ledger import Tie, entries
 
 
 def untie(model: nn.Module, target: str | None = None) -> tuple[Tie, ...]:

@@ -78,7 +78,7 @@ def repair(
 
 def _run(command: str, target: Path, work: Callable[[Tell], Rewritten]) -> None:
     from tied.errors import TieError
-    from tied.files.auditing.audit import size
+    from tied.reporting.text import size_text
 
     begin = time.perf_counter()
     try:
@@ -95,8 +95,8 @@ def _run(command: str, target: Path, work: Callable[[Tell], Rewritten]) -> None:
         raise typer.Exit(INTERRUPTED) from None
     seconds = time.perf_counter() - begin
     print(*done.lines, sep="\n")
-    speed = f"{size(int(done.after / seconds))}/s"
-    say(f"{size(done.before)} of tensors became a file of {size(done.after)} in {seconds:.1f} s, {speed}")
+    speed = f"{size_text(int(done.after / seconds))}/s"
+    say(f"{size_text(done.before)} of tensors became a file of {size_text(done.after)} in {seconds:.1f} s, {speed}")
 
 
 def _meant(error: OSError, target: Path) -> Path:

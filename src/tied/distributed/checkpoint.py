@@ -1,7 +1,7 @@
 """Distributed checkpoints: a tensor that stands under several names is written once, and found under each.
 
 Owns: the planner and the writer for `torch.distributed.checkpoint`. Must not know modules: what is tied by `tied`
-has one name in a state dict already. Read next: `shards.py`.
+has one name in a state dict already. Read next: `sharding.py`.
 
 torch writes a plainly shared Parameter once for each of its names. Here all names but the first are left out of the
 plan, and entered in the metadata with the place of the first: so every reader finds all of them, torch's own included.

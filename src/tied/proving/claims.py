@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tied.algebra import Expression, Ref, parse, ref, show_address
+from tied.algebra import Expression, Ref, address_of, parse, ref, show_address
 from tied.checking.library_ties import pairs
 from tied.errors import AddressError, SharingError, nearest
 from tied.ledger import cuts, entries, links
@@ -258,7 +258,7 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def _copy_of(target: Tensor, source: Tensor, name: str) -> Expression | None:
-    address = Ref(tuple(name.split(".")))
+    address = Ref(address_of(name))
     if same(target, source):
         return address
     return address.T if target.dim() == source.dim() == 2 and same(target, source.mT) else None
@@ -266,4 +266,4 @@ def _copy_of(target: Tensor, source: Tensor, name: str) -> Expression | None:
 
 def shown(name: str) -> str:
     """Return a slot's name as the language writes it; other names as they are."""
-    return name if " " in name else show_address(tuple(name.split(".")))
+    return name if " " in name else show_address(address_of(name))

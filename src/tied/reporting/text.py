@@ -50,8 +50,8 @@ def summary(report: Facts) -> str:
         '1,000,000 parameters, 3.8 MiB; sharing saves 976.6 KiB'
     """
     numbers = f"{report.parameters:,} parameter{'' if report.parameters == 1 else 's'}"
-    saved = f"sharing saves {size_as_text(report.bytes_saved)}" if report.bytes_saved else "nothing is saved by sharing"
-    return f"{numbers}, {size_as_text(report.bytes)}; {saved}"
+    saved = f"sharing saves {size_text(report.bytes_saved)}" if report.bytes_saved else "nothing is saved by sharing"
+    return f"{numbers}, {size_text(report.bytes)}; {saved}"
 
 
 def verdict(report: Facts) -> str:
@@ -73,7 +73,7 @@ def entry_of(group: Group) -> Entry:
     others = [_equation(group, index) for index in range(1, len(group.names))]
     if len(others) > MOST_NAMES + 1:
         others = [*others[:MOST_NAMES], f"... and {len(others) - MOST_NAMES} more"]
-    return Entry(group.state, harmless(group.names[0]), size_as_text(group.bytes), what, tuple(map(harmless, others)))
+    return Entry(group.state, harmless(group.names[0]), size_text(group.bytes), what, tuple(map(harmless, others)))
 
 
 def _equation(group: Group, index: int) -> str:
@@ -83,11 +83,11 @@ def _equation(group: Group, index: int) -> str:
     return f"{name} (overlaps)" if transform == OVERLAP else f"{name} = {expression(group, index)}"
 
 
-def size_as_text(count: int) -> str:
+def size_text(count: int) -> str:
     """Write a number of bytes with a unit.
 
     Example:
-        >>> size_as_text(512), size_as_text(90112), size_as_text(3 * 2**30)
+        >>> size_text(512), size_text(90112), size_text(3 * 2**30)
         ('512 B', '88.0 KiB', '3.0 GiB')
     """
     size = float(count)

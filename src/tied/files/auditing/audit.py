@@ -24,6 +24,7 @@ from tied.files.reading.stored import Stored
 from tied.reporting.facts import Finding, Group, State
 from tied.reporting.report import Report
 from tied.reporting.rules import chosen, finding
+from tied.reporting.text import size_text
 
 if TYPE_CHECKING:
     from tied.files.reading.file_ledger import Equation
@@ -139,7 +140,7 @@ class _Auditor:
             wasted = self.stored[name].nbytes
             said = f"{shown(name)} is {_of(source, transform)}"
             if self.is_large(wasted):
-                message = f"{said}, bit for bit: {size(wasted)} {_shape(self.stored[name])} are stored twice."
+                message = f"{said}, bit for bit: {size_text(wasted)} {_shape(self.stored[name])} are stored twice."
                 yield finding(code, (source, name), message, self.fix("shrink"))
             else:
                 little.append((name, said, wasted))
@@ -148,7 +149,7 @@ class _Auditor:
             few = "; ".join(said[:NAMED]) + ("; ..." if len(said) > NAMED else "")
             many = "One small tensor is" if len(said) == 1 else f"{len(said)} small tensors are"
             yield finding(
-                "TIE304", names, f"{many} stored twice, {size(sum(wasted))} in all: {few}.", self.fix("shrink")
+                "TIE304", names, f"{many} stored twice, {size_text(sum(wasted))} in all: {few}.", self.fix("shrink")
             )
 
     def seconds(self) -> Iterator[tuple[str, str, str, str]]:
@@ -218,7 +219,7 @@ class _Auditor:
             return
         for name, wasted in self.seen.storages.wasted.items():
             if self.is_large(wasted):
-                said = f"The storage of {shown(name)} is {size(wasted)} larger than what lies in it."
+                said = f"The storage of {shown(name)} is {size_text(wasted)} larger than what lies in it."
                 yield finding("TIE311", (name,), said, "save tensor.clone()")
         shared = list(self.seen.storages.shared)
         if shared:
@@ -231,25 +232,12 @@ class _Auditor:
             return
         if storages.optimizer:
             nbytes = sum(self.stored[name].nbytes for name in storages.optimizer)
-            yield f"Not compared: {len(storages.optimizer)} tensors of an optimizer's state, {size(nbytes)}."
+            yield f"Not compared: {len(storages.optimizer)} tensors of an optimizer's state, {size_text(nbytes)}."
         if storages.unseen:
             yield f"Not compared, as they have no plain elements: {_few(sorted(storages.unseen))}."
 
     def fix(self, command: str, more: str = "") -> str:
         return f"tied {command} {self.file} NEW{more}"
-
-
-def size(nbytes: int) -> str:
-    """Write a number of bytes.
-
-    Example:
-        >>> size(999), size(1536), size(3_500_000_000)
-        ('999 B', '1.5 KiB', '3.3 GiB')
-    """
-    if nbytes < 1024:
-        return f"{nbytes} B"
-    power = min((nbytes.bit_length() - 1) // 10, 4)
-    return f"{nbytes / 1024**power:.1f} {' KMGT'[power]}iB"
 
 
 def _is_declared(found: Copies, name: str, declared: set[frozenset[str]]) -> bool:

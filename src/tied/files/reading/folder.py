@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from tied.errors import FileError, short
 from tied.files.reading.refusal import AGAIN, SPLIT, refuse, shown
@@ -66,11 +66,11 @@ def find_checkpoint(path: Path) -> Path:
             return found[0]
         if found:
             names = short(", ".join(shown(one.name) for one in found))
-            _refuse(path, "Several checkpoints lie in this folder.", names, "one, or an index", "name the file")
+            refuse(path, "Several checkpoints lie in this folder.", names, "one, or an index", "name the file")
     if (path / ".metadata").is_file():
         fix = "tied.load(model, folder), or tied.files.load_file(folder); save that, and look at it"
-        _refuse(path, "It is a distributed checkpoint.", "a folder of chunks", " or ".join(USUAL), fix)
-    _refuse(path, "No checkpoint lies in this folder.", "no file of a known kind", " or ".join(USUAL), "name the file")
+        refuse(path, "It is a distributed checkpoint.", "a folder of chunks", " or ".join(USUAL), fix)
+    refuse(path, "No checkpoint lies in this folder.", "no file of a known kind", " or ".join(USUAL), "name the file")
 
 
 def twin(path: Path) -> Path | None:
@@ -98,15 +98,15 @@ def read_index(path: Path) -> Index:
     content = _read_json(path)
     places = content.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in cast(dict[str, Any], places).values()):
-        _refuse(path, "It has no weight_map.", _kind(places), "an object: the file of each tensor", AGAIN)
+        refuse(path, "It has no weight_map.", _kind(places), "an object: the file of each tensor", AGAIN)
     places = cast(dict[str, str], places)
     shards = dict.fromkeys(places.values())
     if len(places) > MOST_NAMES or len(shards) > MOST_SHARDS:
         found = f"{len(places)} names in {len(shards)} files"
-        _refuse(path, "It is too long.", found, f"at most {MOST_NAMES} in {MOST_SHARDS}", SPLIT)
+        refuse(path, "It is too long.", found, f"at most {MOST_NAMES} in {MOST_SHARDS}", SPLIT)
     metadata = content.get("metadata")
     if not isinstance(metadata, dict | None):
-        _refuse(path, "Its metadata is no object.", _kind(metadata), "an object", AGAIN)
+        refuse(path, "Its metadata is no object.", _kind(metadata), "an object", AGAIN)
     texts = None if metadata is None else {k: v for k, v in cast(dict[str, Any], metadata).items() if type(v) is str}
     files = {shard: _shard(path, shard) for shard in shards}
     _refuse_twins(path, files)
@@ -117,7 +117,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     with open_regular(path) as stream:
         raw = stream.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
-        _refuse(path, "It is too long for an index.", f"more than {MOST_BYTES} bytes", f"at most {MOST_BYTES}", SPLIT)
+        refuse(path, "It is too long for an index.", f"more than {MOST_BYTES} bytes", f"at most {MOST_BYTES}", SPLIT)
     try:
         text = raw.decode()
         check_amount(text, path)
@@ -125,9 +125,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileError:
         raise
     except (ValueError, RecursionError) as error:
-        _refuse(path, "It is not the JSON of an index.", short(ascii(str(error))), "JSON, each key once", AGAIN)
+        refuse(path, "It is not the JSON of an index.", short(ascii(str(error))), "JSON, each key once", AGAIN)
     if not isinstance(content, dict):
-        _refuse(path, "It is not an index.", _kind(content), "a JSON object", AGAIN)
+        refuse(path, "It is not an index.", _kind(content), "a JSON object", AGAIN)
     return cast(dict[str, Any], content)
 
 
@@ -142,13 +142,13 @@ def _shard(index: Path, name: str) -> Path:
     path = index.parent / name
     if not name or name in (".", "..") or re.search(r"[/\\\0:]", name):
         found, expected = shown(name), "the name of a file in the same folder"
-        _refuse(index, "It leads out of its folder.", found, expected, "do not use this file: nobody writes such names")
+        refuse(index, "It leads out of its folder.", found, expected, "do not use this file: nobody writes such names")
     if not path.is_file():
-        _refuse(index, "A shard is missing.", f"no file {shown(name)}", "all its shards beside it", AGAIN)
+        refuse(index, "A shard is missing.", f"no file {shown(name)}", "all its shards beside it", AGAIN)
     folder, real = index.parent.resolve(), path.resolve()
     if real.parent not in (folder, folder.parent.parent / "blobs"):
         found = f"{shown(name)} is a link to {shown(real)}"
-        _refuse(index, "A shard leads out of its folder.", found, "a file in this folder", "copy the file here")
+        refuse(index, "A shard leads out of its folder.", found, "a file in this folder", "copy the file here")
     return path
 
 
@@ -160,12 +160,8 @@ def _refuse_twins(index: Path, files: Mapping[str, Path]) -> None:
         known = first.setdefault((status.st_dev, status.st_ino), name)
         if known != name:
             found = f"{shown(known)} and {shown(name)}"
-            _refuse(index, "Two of its shards are one file.", found, "a file for each", AGAIN)
+            refuse(index, "Two of its shards are one file.", found, "a file for each", AGAIN)
 
 
 def _kind(value: object) -> str:
     return "none" if value is None else type(value).__name__
-
-
-def _refuse(path: Path, problem: str, found: str, expected: str, fix: str) -> NoReturn:
-    refuse(path, problem, found=found, expected=expected, fix=fix)

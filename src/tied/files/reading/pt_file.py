@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -119,8 +119,8 @@ def _load(content: Path | BytesIO, path: Path, *, mapped: bool = False) -> Any:
         code = re.search(r"unsupported (?:global|operand|class).*?(\w+(?:\.\w+)+)", text, re.IGNORECASE)
         if code:
             found = shown(code[1])
-            _refuse(path, "It wants to run code, and was not read.", found, "tensors and plain values", RESAVE)
-        _refuse(path, "torch cannot read it.", short(ascii(text.split("\n")[0])), "a file of torch.save", AGAIN)
+            refuse(path, "It wants to run code, and was not read.", found, "tensors and plain values", RESAVE)
+        refuse(path, "torch cannot read it.", short(ascii(text.split("\n")[0])), "a file of torch.save", AGAIN)
 
 
 def tensors_in(loaded: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -138,10 +138,10 @@ def tensors_in(loaded: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
         nodes, leaves, letters = nodes - 1, leaves - len(inner), letters - len(name)
         if depth > MOST_DEPTH or min(nodes, leaves, letters) < 0:
             found, expected = f"{shown(name)}, {depth} levels deep", f"{MOST_DEPTH} levels, {MOST_NODES} names"
-            _refuse(path, "It is nested without end.", found, expected, RESAVE)
+            refuse(path, "It is nested without end.", found, expected, RESAVE)
         if isinstance(value, Tensor):
             if name in seen:
-                _refuse(path, "Two tensors have one name.", shown(name), "a name for each", RESAVE)
+                refuse(path, "Two tensors have one name.", shown(name), "a name for each", RESAVE)
             seen.add(name)
             yield name, value
         stack += [
@@ -162,7 +162,3 @@ def _inner(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, list | tuple):
         return list(enumerate(cast(list[Any], value)))
     return []
-
-
-def _refuse(path: Path, problem: str, found: str, expected: str, fix: str) -> NoReturn:
-    refuse(path, problem, found=found, expected=expected, fix=fix)

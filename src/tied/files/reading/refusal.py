@@ -17,7 +17,7 @@ RESAVE = "load it where you trust it, and torch.save(model.state_dict(), path)"
 OTHER = "no reader accepts this: ask whoever wrote the file for another one"
 
 
-def refuse(path: str | Path, problem: str, *, found: str, expected: str, fix: str = OTHER) -> NoReturn:
+def refuse(path: str | Path, problem: str, found: str, expected: str, fix: str = OTHER) -> NoReturn:
     """Raise the error of a broken file."""
     raise FileError(f"{shown_path(path)}: {problem}", found=found, expected=expected, fix=fix)
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from tied.algebra import Address
 from tied.algebra.projection import invert, project
 from tied.errors import FileError, TieError, during
-from tied.files.auditing.audit import size
 from tied.files.auditing.consistency import absent, head_and_embedding, holds, lost_head, same_values, unlisted
 from tied.files.auditing.inspection import Inspection, inspect
 from tied.files.reading.file_ledger import KEY, MOST_TIES, VERSION, Equation, Ledger, name_of, read_ledger, reference
@@ -27,6 +26,7 @@ from tied.files.reading.stored import Stored
 from tied.files.reading.strict_json import check_amount
 from tied.files.rewriting.rewrite import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
 from tied.files.rewriting.shrink import Rewritten, shrink
+from tied.reporting.text import size_text
 
 Keep = Literal["source", "target", "mean"]
 WINNERS = ("source", "target", "mean")
@@ -55,7 +55,9 @@ def repair(path: str | Path, target: str | Path, *, keep: Keep | None = None, te
         seen = inspect(path)
         if seen.storages:
             wasted = seen.storages.wasted.items()
-            lines = [f"dropped {size(n)} of the storage of {shown(name)} that no tensor shows" for name, n in wasted]
+            lines = [
+                f"dropped {size_text(n)} of the storage of {shown(name)} that no tensor shows" for name, n in wasted
+            ]
             done = shrink(path, target, tell=tell)
             return replace(done, lines=(*lines, *done.lines))
         plan = _Plan(seen, keep)

@@ -15,7 +15,6 @@ import numpy as np
 
 from tied.algebra import Ref
 from tied.errors import during
-from tied.files.auditing.audit import size
 from tied.files.auditing.compare import same_bytes, same_elements
 from tied.files.auditing.consistency import head_and_embedding
 from tied.files.auditing.duplicates import IDENTITY
@@ -26,6 +25,7 @@ from tied.files.reading.pt_file import PickledTensor
 from tied.files.reading.refusal import refuse, shown
 from tied.files.reading.stored import OneFile, Stored
 from tied.files.rewriting.rewrite import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
+from tied.reporting.text import size_text
 
 SHRUNK = "shrunk"  # the key of an index under which stands what it said of the tensors that went
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
@@ -218,7 +218,8 @@ class _Plan:
 
     def lines(self) -> Iterator[str]:
         for name, tie in self.gone.items():
-            yield f"dropped {shown(name)}, which is {shown(str(tie.source))}: {size(self.old[self.new[name]].nbytes)}"
+            size = size_text(self.old[self.new[name]].nbytes)
+            yield f"dropped {shown(name)}, which is {shown(str(tie.source))}: {size}"
         yield from left_out(self.seen)
         if not self.gone:
             yield "nothing is stored twice: the new file holds what the old one does"

@@ -1,23 +1,15 @@
-"""What the hands do with the ledger: typed entries, and chains of ties resolved to their roots.
+"""Chains of definitions, resolved: every target as an expression of what is no target itself.
 
-Owns: `entries` with their links, and `resolve`. Must not change modules. Read next: `tie.py`.
+Owns: `resolve`, and the error of a circle. Must not know modules. Read next: `binding/tie.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from torch import nn
-
-from tied.algebra import Address, Expression, show_address
-from tied.binding.link import Link
+from tied.algebra.address import Address, show_address
+from tied.algebra.expression import Expression
 from tied.errors import CycleError
-from tied.ledger import Tie as Tie, entries as _entries, ties as ties
-
-
-def entries(model: nn.Module) -> Iterator[tuple[Tie, nn.Module, Link]]:
-    """Yield every tie of a model with the module that holds its target, and its link."""
-    return _entries(model)
 
 
 def resolve(definitions: Mapping[Address, Expression]) -> dict[Address, Expression]:
