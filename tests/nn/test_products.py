@@ -299,5 +299,5 @@ def test_structured_layers_compute_by_it(calls, monkeypatch):
     layer, x = HashedLinear(13, 21, 40), torch.randn(9, 13)
     torch.testing.assert_close(layer(x), functional.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
     assert len(calls) == 1
-    assert structured.layer.fast_linear is accumulate.fast_linear
+    assert structured.structured_linear.fast_linear is accumulate.fast_linear
     assert not isinstance(layer, nn.Linear)

@@ -1,4 +1,8 @@
-"""Layers with the tie built in, each a few lines over `tied.tie`."""
+"""Layers with the tie built in, each a few lines over `tied.tie`.
+
+Owns: the layers, and products and losses that are fast where a weight has many uses. Must not implement tying: that
+is `tied.binding`.
+"""
 
 from tied.nn.accumulate import many_uses as many_uses, shared_linear as shared_linear
 from tied.nn.attention import (
@@ -14,7 +18,6 @@ from tied.nn.conv import (
 )
 from tied.nn.ema import EMA as EMA
 from tied.nn.embedding import TiedEmbedding as TiedEmbedding
-from tied.nn.encoder_decoder import tie_vocabulary as tie_vocabulary
 from tied.nn.linear import TiedLinear as TiedLinear
 from tied.nn.looped import Looped as Looped
 from tied.nn.mirror import mirror as mirror
@@ -33,4 +36,5 @@ from tied.nn.structured import (
     SymmetryWarning as SymmetryWarning,
     ToeplitzLinear as ToeplitzLinear,
 )
+from tied.nn.tie_vocabulary import tie_vocabulary as tie_vocabulary
 from tied.nn.unrolled import Unrolled as Unrolled

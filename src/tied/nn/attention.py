@@ -7,7 +7,7 @@ keys and values. Read next: `looped.py`.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch.nn import Parameter, functional as F
 
 from tied.binding import tie
 from tied.errors import KindError, ShapeError, during
-from tied.nn.input_errors import check_device, explain_bad_input
-from tied.nn.linear import draw_bias
+from tied.nn.init import draw
+from tied.nn.input_checks import check_device, explain_bad_input, is_size
 
 
 class GroupedLinear(nn.Linear):
@@ -98,7 +98,13 @@ class GroupedLinear(nn.Linear):
             Ainslie et al. 2023, arXiv:2305.13245, section 2.1 (mean pooling before training on).
         """
         with during(f"GroupedLinear.from_linear({type(linear).__name__}, {heads!r}, {groups!r})"):
-            _check_linear(linear)
+            if not isinstance(linear, nn.Linear):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise KindError(
+                    "The projection is not linear.",
+                    found=type(linear).__name__,
+                    expected="an nn.Linear whose output is divided into heads",
+                    fix="GroupedLinear.from_linear(attention.k_proj, heads, groups)",
+                )
             _check_divides("heads", heads, "the projection's outputs", linear.out_features)
             size = (heads, linear.out_features // heads)
             _check_groups(linear.in_features, size, groups)
@@ -114,7 +120,7 @@ class GroupedLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Draw the groups' weights and biases anew, as `nn.Linear` does."""
         nn.init.kaiming_uniform_(self.group_weight, a=math.sqrt(5))
-        draw_bias(self.group_bias, self.in_features)
+        draw(self.group_bias, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
         """Project to the groups, and repeat each for its heads."""
@@ -216,7 +222,13 @@ class GroupedAttention(nn.Module):
         """
         check_device(self, x, self.query.weight)
         if (shared is None) == (self.key_value is None):
-            _refuse_ownership(shared)
+            with during("GroupedAttention.forward(x)" if shared is None else "GroupedAttention.forward(x, shared)"):
+                raise KindError(
+                    "The layer needs the keys and values of one layer.",
+                    found="none: it has none of its own" if shared is None else "its own, and those of another layer",
+                    expected="shared keys and values if and only if groups=0",
+                    fix="layer(x, shared) with what another layer returned" if shared is None else "layer(x)",
+                )
         try:
             query = self._heads(self.query(x))
         except RuntimeError:
@@ -256,26 +268,6 @@ class GroupedAttention(nn.Module):
 # -- checks -----------------------------------------------------------------------------------------
 
 
-def _refuse_ownership(shared: KeyValue | None) -> NoReturn:
-    with during("GroupedAttention.forward(x)" if shared is None else "GroupedAttention.forward(x, shared)"):
-        raise KindError(
-            "The layer needs the keys and values of one layer.",
-            found="none: it has none of its own" if shared is None else "its own, and those of another layer",
-            expected="shared keys and values if and only if groups=0",
-            fix="layer(x, shared) with what another layer returned" if shared is None else "layer(x)",
-        )
-
-
-def _check_linear(linear: object) -> None:
-    if not isinstance(linear, nn.Linear):
-        raise KindError(
-            "The projection is not linear.",
-            found=type(linear).__name__,
-            expected="an nn.Linear whose output is divided into heads",
-            fix="GroupedLinear.from_linear(attention.k_proj, heads, groups)",
-        )
-
-
 def _check_groups(in_features: object, heads: object, groups: object) -> None:
     if not isinstance(heads, tuple) or len(heads) != 2:
         raise ShapeError(
@@ -284,7 +276,7 @@ def _check_groups(in_features: object, heads: object, groups: object) -> None:
             expected="two whole numbers",
             fix="GroupedLinear(512, (8, 64), groups=2)",
         )
-    wrong = [size for size in (in_features, *heads, groups) if type(size) is not int or size < 1]
+    wrong = [size for size in (in_features, *heads, groups) if not is_size(size)]
     if wrong:
         raise ShapeError(
             "A size is not a positive whole number.",
@@ -296,7 +288,7 @@ def _check_groups(in_features: object, heads: object, groups: object) -> None:
 
 
 def _check_divides(name: str, divisor: object, whole: str, size: int) -> None:
-    if type(divisor) is not int or divisor < 1 or type(size) is not int or size < 1 or size % divisor:
+    if not (is_size(divisor) and is_size(size)) or size % divisor:
         raise ShapeError(
             f"{name} must divide {whole}.",
             found=f"{name}={divisor!r}, {whole}={size!r}",

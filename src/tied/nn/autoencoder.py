@@ -15,9 +15,8 @@ from torch import nn
 
 from tied.binding import tie
 from tied.errors import AddressError, KindError, ShapeError, during, nearest
-from tied.nn.input_errors import explain_bad_input
-from tied.nn.linear import draw_bias
-from tied.nn.structured.input_checks import check_dtype
+from tied.nn.init import draw
+from tied.nn.input_checks import check_dtype, explain_bad_input, is_size
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -105,7 +104,7 @@ class TiedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(parameter)
         for layer in (*self.encoder, *self.decoder):
             if isinstance(layer, nn.Linear):
-                draw_bias(layer.bias, layer.in_features)
+                draw(layer.bias, layer.in_features)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Map images `(..., sizes[0])` to codes `(..., sizes[-1])`."""
@@ -135,7 +134,7 @@ def _stack(layers: list[nn.Linear], make: Callable[[], nn.Module], *, last: bool
 
 def _checked(sizes: object) -> tuple[int, ...]:
     many: tuple[Any, ...] = tuple(sizes) if isinstance(sizes, Iterable) else ()
-    if len(many) < 2 or any(type(size) is not int or size < 1 for size in many):
+    if len(many) < 2 or not all(is_size(size) for size in many):
         raise ShapeError(
             "The sizes describe no autoencoder.",
             found=f"sizes={many or sizes!r}",

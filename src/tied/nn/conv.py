@@ -20,8 +20,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tied.binding import bind
 from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.input_errors import check_device, explain_bad_input
-from tied.nn.linear import check_trainable, draw_bias
+from tied.nn.init import draw
+from tied.nn.input_checks import check_device, check_trainable, explain_bad_input
 
 # padding mode -> which entry of an axis the padded position is a copy of (positions count from the axis' start)
 COPIED: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -89,7 +89,7 @@ class _Adjoint(_ConvTransposeNd):
 
     def reset_parameters(self) -> None:
         """Draw a new bias, within `±1/sqrt(fan_in)` of the adjoint. The weight belongs to the convolution."""
-        draw_bias(self.bias, self.in_channels // self.groups * math.prod(self.kernel_size))
+        draw(self.bias, self.in_channels // self.groups * math.prod(self.kernel_size))
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Map what the convolution gives back to the size of what it takes.

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from tied.binding import tie as declare, ties
 from tied.binding.target_tensor import Target
 from tied.errors import AddressError, DtypeError, KindError, ShapeError, during, nearest
 from tied.nn.accumulate import gathered_embedding
 from tied.nn.cross_entropy import LossRule
-from tied.nn.input_errors import explain_bad_input, explain_words
+from tied.nn.input_checks import check_size, explain_bad_input
 from tied.nn.lm_head import Head
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ class TiedEmbedding(nn.Embedding):
         **head: Unpack[HeadOptions],
     ) -> None:
         with during(f"TiedEmbedding({num_embeddings!r}, {embedding_dim!r})"):
-            _check_size("num_embeddings", num_embeddings)
-            _check_size("embedding_dim", embedding_dim)
+            _check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
             _check_float("dtype", dtype)
             padding_idx = _checked_padding(padding_idx, num_embeddings)
             options = _checked_options(head)
@@ -113,7 +113,8 @@ class TiedEmbedding(nn.Embedding):
         self.head_dtype, self.pad_to_multiple_of = options["head_dtype"], options["pad_to_multiple_of"]
         table = torch.empty(self._rows(num_embeddings), embedding_dim, device=device, dtype=dtype)
         self.weight = nn.Parameter(table)
-        self.head = _head_without_values(embedding_dim, num_embeddings, self.weight, options["bias"])
+        like: dict[str, Any] = {"device": table.device, "dtype": table.dtype}
+        self.head = cast("nn.Linear", skip_init(nn.Linear, embedding_dim, num_embeddings, options["bias"], **like))
         if tie:
             self._tie()
         self.reset_parameters()
@@ -178,7 +179,7 @@ class TiedEmbedding(nn.Embedding):
         try:
             return gathered_embedding(input, self.weight, self.num_embeddings, self.padding_idx)
         except (RuntimeError, TypeError):
-            explain_words(input)
+            _explain_words(input)
             raise
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ class TiedEmbedding(nn.Embedding):
             torch.Size([1, 12])
         """
         with during(f"TiedEmbedding.resize({num_embeddings!r})"):
-            _check_size("num_embeddings", num_embeddings)
+            _check_sizes(num_embeddings=num_embeddings)
             _checked_padding(self.padding_idx, num_embeddings)
         options: dict[str, Any] = {name: getattr(self, name) for name in ("scale", "soft_cap", "pad_to_multiple_of")}
         new = TiedEmbedding(
@@ -277,8 +278,8 @@ class TiedEmbedding(nn.Embedding):
     def extra_repr(self) -> str:
         """Show what differs from the defaults."""
         shown = [f"{self.num_embeddings}, {self.embedding_dim}"]
-        values = {name: getattr(self, name) for name in ("padding_idx", *_DEFAULTS) if name != "bias"}
         plain = {"padding_idx": None, **_DEFAULTS}
+        values = {name: getattr(self, name) for name in plain if name != "bias"}
         return ", ".join(shown + [f"{name}={value}" for name, value in values.items() if value != plain[name]])
 
     def _tie(self) -> None:
@@ -300,17 +301,20 @@ class TiedEmbedding(nn.Embedding):
         )
 
     def _check_hidden(self, hidden: Tensor, call: str) -> None:
-        if hidden.dim() > 0 and hidden.shape[-1] == self.embedding_dim:
-            return
-        problem, expected = "The hidden states are not as wide as the table.", f"(..., {self.embedding_dim})"
-        fix = "project them first: nn.Linear(hidden_width, embedding_dim)"
-        with during(f"TiedEmbedding.{call}"):
-            raise ShapeError(problem, found=f"hidden of shape {tuple(hidden.shape)}", expected=expected, fix=fix)
+        if not hidden.dim() or hidden.shape[-1] != self.embedding_dim:
+            problem, found = "The hidden states are not as wide as the table.", f"hidden of shape {tuple(hidden.shape)}"
+            fix = "project them first: nn.Linear(hidden_width, embedding_dim)"
+            with during(f"TiedEmbedding.{call}"):
+                raise ShapeError(problem, found=found, expected=f"(..., {self.embedding_dim})", fix=fix)
 
 
-def _head_without_values(width: int, words: int, like: Tensor, bias: bool) -> nn.Linear:
-    made = nn.utils.skip_init(nn.Linear, width, words, bias, device=like.device, dtype=like.dtype)
-    return cast("nn.Linear", made)
+def _explain_words(words: object) -> None:
+    """Say why no rows could be looked up, if that is because of the dtype."""
+    if not isinstance(words, Tensor) or words.dtype not in (torch.int64, torch.int32):
+        found = f"a tensor of {words.dtype}" if isinstance(words, Tensor) else f"a {type(words).__name__}"
+        expected, fix = "a tensor of int64 or int32", "torch.as_tensor(input, dtype=torch.int64)"
+        with during("TiedEmbedding.forward(input)"):
+            raise DtypeError("The input holds no words.", found=found, expected=expected, fix=fix) from None
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -333,7 +337,7 @@ def _checked_options(head: HeadOptions) -> dict[str, Any]:
             fix=f"did you mean {nearest(unknown[0], _DEFAULTS) or 'bias'}?",
         )
     options = _DEFAULTS | given
-    _check_size("pad_to_multiple_of", options["pad_to_multiple_of"])
+    _check_sizes(pad_to_multiple_of=options["pad_to_multiple_of"])
     _check_float("head_dtype", options["head_dtype"])
     _check_positive("scale", options["scale"])
     if options["soft_cap"] is not None:
@@ -341,11 +345,9 @@ def _checked_options(head: HeadOptions) -> dict[str, Any]:
     return options
 
 
-def _check_size(name: str, size: object) -> None:
-    if type(size) is not int or size < 1:
-        raise ShapeError(
-            f"{name} is no size.", found=f"{name}={size!r}", expected="a positive integer", fix=f"{name}=64"
-        )
+def _check_sizes(**sizes: object) -> None:
+    for name, size in sizes.items():
+        check_size(name, size, f"{name} is no size.")
 
 
 def _check_positive(name: str, value: object) -> None:
@@ -380,7 +382,6 @@ def _checked_padding(padding_idx: int | None, words: int) -> int | None:
 
 
 def _check_embedding(embedding: object, head: HeadOptions) -> None:
-    problem = ""
     if not isinstance(embedding, nn.Embedding):
         problem, found = "That is no embedding.", type(embedding).__name__
     elif not isinstance(embedding._parameters.get("weight"), nn.Parameter):
@@ -389,10 +390,11 @@ def _check_embedding(embedding: object, head: HeadOptions) -> None:
         problem, found = "The embedding has options that have no meaning for a head.", repr(embedding)
     elif len(embedding.weight) % head.get("pad_to_multiple_of", 1):
         problem, found = "The Parameter would have to grow.", f"{head!r}, {embedding!r}"
-    if problem:
-        raise KindError(
-            problem,
-            found=found,  # pyright: ignore[reportPossiblyUnboundVariable]
-            expected="an nn.Embedding with a Parameter of its own, without max_norm, sparse, scale_grad_by_freq",
-            fix="make a TiedEmbedding(num_embeddings, embedding_dim) and copy the rows",
-        )
+    else:
+        return
+    raise KindError(
+        problem,
+        found=found,
+        expected="an nn.Embedding with a Parameter of its own, without max_norm, sparse, scale_grad_by_freq",
+        fix="make a TiedEmbedding(num_embeddings, embedding_dim) and copy the rows",
+    )

@@ -1,35 +1,118 @@
-"""Inputs that do not fit a layer, in the words of the one template.
+"""What may be handed to a layer, when it is made and when it is called, in the words of the one template.
 
-Owns: the words. Torch computes first, and is asked for a reason only where it could not: an input that fits costs
-nothing. Must not know any layer. Read next: `linear.py`.
+Owns: sizes, choices, dtypes, weights and inputs that several layers take. Must not know any layer.
+Torch computes first, and is asked for a reason only where it could not: an input that fits costs nothing.
+Read next: `linear.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from tied.errors import DeviceError, DtypeError, KindError, ShapeError, during
+from tied.errors import AddressError, DeviceError, DtypeError, KindError, ShapeError, during, nearest, short
+
+REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_device(layer: nn.Module, input: Any, weight: torch.Tensor) -> None:
+# -- when a layer is made -----------------------------------------------------------------------------
+
+
+def is_size(size: object) -> TypeGuard[int]:
+    """Tell whether something is a positive integer; `True` is none."""
+    return type(size) is int and size > 0
+
+
+def check_size(name: str, size: object, problem: str = "") -> int:
+    """Return a size that is a positive integer.
+
+    Raises:
+        ShapeError: it is not.
+    """
+    if not is_size(size):
+        raise ShapeError(
+            problem or f"'{name}' is not a size.",
+            found=short(f"{name}={size!r}"),
+            expected="a positive integer",
+            fix=f"{name}=64",
+        )
+    return size
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return a value that is one of several words.
+
+    Raises:
+        AddressError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        near = nearest(value, choices) if isinstance(value, str) else ""
+        raise AddressError(
+            f"'{name}' has no such choice.",
+            found=short(f"{name}={value!r}"),
+            expected=" or ".join(repr(choice) for choice in choices),
+            fix=f"did you mean {near}?" if near else f"{name}={choices[0]!r}",
+        )
+    return value
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse dtypes in which a linear layer cannot be trained.
+
+    Raises:
+        DtypeError: `dtype` is complex, or holds integers, or is too narrow to compute with.
+    """
+    if (dtype or torch.get_default_dtype()) not in REAL:
+        raise DtypeError(
+            "The layer computes with real floating point numbers.",
+            found=f"dtype={dtype}",
+            expected=", ".join(str(each) for each in REAL),
+            fix="dtype=torch.float32",
+        )
+
+
+def check_trainable(weight: Tensor) -> Tensor:
+    """Return the weight, if a layer can compute with it and train it.
+
+    Raises:
+        KindError: it has no shape yet.
+        DtypeError: it holds integers.
+    """
+    if is_lazy(weight):
+        raise KindError(
+            "The weight has no shape yet.",
+            found="the parameter of a lazy module",
+            expected="an initialized one",
+            fix="run one forward through its module first",
+        )
+    if not (weight.is_floating_point() or weight.is_complex()):
+        raise DtypeError(
+            "The weight holds no floating-point numbers, so it cannot be trained.",
+            found=str(weight.dtype),
+            expected="a floating-point dtype",
+            fix="convert it first: weight.float()",
+        )
+    return weight
+
+
+# -- when it is called --------------------------------------------------------------------------------
+
+
+def check_device(layer: nn.Module, input: Any, weight: Tensor) -> None:
     """Refuse an input on another device: torch multiplies by a matrix on meta, and returns what memory held.
 
     Raises:
         DeviceError: it is on another one.
         KindError: it is no tensor.
     """
-    try:
-        fits = input.device == weight.device
-    except AttributeError:
-        fits = False
-    if not fits:
+    if getattr(input, "device", None) != weight.device:
         explain_bad_input(layer, input, weight, 0)
 
 
-def explain_bad_input(layer: nn.Module, input: object, weight: torch.Tensor, size: int, axis: int = -1) -> None:
+def explain_bad_input(layer: nn.Module, input: object, weight: Tensor, size: int, axis: int = -1) -> None:
     """Say in the template's words why a layer cannot compute, if that is because of the input.
 
     Args:
@@ -46,7 +129,7 @@ def explain_bad_input(layer: nn.Module, input: object, weight: torch.Tensor, siz
         DtypeError: it has another dtype than the weight.
     """
     with during(f"{type(layer).__name__}.forward(input)"):
-        if not isinstance(input, torch.Tensor):
+        if not isinstance(input, Tensor):
             raise KindError(
                 "The input is no tensor.",
                 found=f"a {type(input).__name__}",
@@ -74,16 +157,3 @@ def explain_bad_input(layer: nn.Module, input: object, weight: torch.Tensor, siz
                 expected=f"{weight.dtype}, as the weight",
                 fix=f"input.to({weight.dtype}), layer.to(...), or torch.autocast",
             ) from None
-
-
-def explain_words(words: object) -> None:
-    """Say in the template's words why no rows could be looked up, if that is because of the dtype.
-
-    Raises:
-        DtypeError: these are no integers, or no tensor.
-    """
-    if not isinstance(words, torch.Tensor) or words.dtype not in (torch.int64, torch.int32):
-        found = f"a tensor of {words.dtype}" if isinstance(words, torch.Tensor) else f"a {type(words).__name__}"
-        expected, fix = "a tensor of int64 or int32", "torch.as_tensor(input, dtype=torch.int64)"
-        with during("TiedEmbedding.forward(input)"):
-            raise DtypeError("The input holds no words.", found=found, expected=expected, fix=fix) from None

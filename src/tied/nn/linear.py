@@ -1,22 +1,19 @@
 """A linear layer that computes with another module's weight, transposed.
 
-Owns: `TiedLinear`, and what several layers need: how a bias starts, what a weight must be.
-Must not keep a tensor of the source: the binding reads it late.
+Owns: `TiedLinear`. Must not keep a tensor of the source: the binding reads it late.
 Read next: `autoencoder.py`.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 
 from tied.binding import bind
-from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.input_errors import check_device, explain_bad_input
+from tied.errors import KindError, ShapeError, during
+from tied.nn.init import draw
+from tied.nn.input_checks import check_device, check_trainable, explain_bad_input
 
 
 class TiedLinear(nn.Linear):
@@ -72,7 +69,7 @@ class TiedLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw a new bias. The weight belongs to the encoder, which resets it."""
-        draw_bias(self.bias, self.in_features)
+        draw(self.bias, self.in_features)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map `(..., out)` of the encoder back to `(..., in)`."""
@@ -83,37 +80,6 @@ class TiedLinear(nn.Linear):
         except RuntimeError:
             explain_bad_input(self, input, weight, self.in_features)
             raise
-
-
-def draw_bias(bias: torch.Tensor | None, fan_in: int) -> None:
-    """Fill a bias uniformly within `±1/sqrt(fan_in)`, as `nn.Linear` does; `None` and no inputs are fine."""
-    if bias is not None:
-        bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
-        nn.init.uniform_(bias, -bound, bound)
-
-
-def check_trainable(weight: torch.Tensor) -> torch.Tensor:
-    """Return the weight, if a layer can compute with it and train it.
-
-    Raises:
-        KindError: it has no shape yet.
-        DtypeError: it holds integers.
-    """
-    if is_lazy(weight):
-        raise KindError(
-            "The weight has no shape yet.",
-            found="the parameter of a lazy module",
-            expected="an initialized one",
-            fix="run one forward through its module first",
-        )
-    if not (weight.is_floating_point() or weight.is_complex()):
-        raise DtypeError(
-            "The weight holds no floating-point numbers, so it cannot be trained.",
-            found=str(weight.dtype),
-            expected="a floating-point dtype",
-            fix="convert it first: weight.float()",
-        )
-    return weight
 
 
 def _matrix_of(encoder: nn.Module) -> torch.Tensor:

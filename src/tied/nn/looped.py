@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -117,7 +117,14 @@ class Looped(nn.Module):
         if not collected:
             return x
         if len(collected) < len(rests) or len({len(rest) for rest in collected}) > 1:
-            _refuse_mixture(rests)
+            shown = ["no tuple" if rest is None else f"{len(rest) + 1} entries" for rest in rests]
+            with during("Looped.forward(...)"):
+                raise KindError(
+                    "The blocks do not return the same kind of output.",
+                    found=", ".join(dict.fromkeys(shown)),
+                    expected="a tensor from every block, or tuples of one length",
+                    fix="wrap the blocks so that they return the same",
+                )
         return (x, *zip(*collected, strict=True))
 
     def extra_repr(self) -> str:
@@ -192,23 +199,10 @@ def _checked(blocks: list[Any], depth: Any, pattern: str, rank: Any) -> list[int
 
 
 def _check_private(private: object) -> None:
-    if isinstance(private, str) or not isinstance(
-        private, Iterable
-    ):  # its letters would be patterns, and a single * makes everything private
+    if isinstance(private, str) or not isinstance(private, Iterable):  # a text's letters would be patterns
         raise KindError(
             "private is a list of patterns.",
             found=f"private={private!r}",
             expected="a list of texts",
             fix=f"private=[{private!r}]",
-        )
-
-
-def _refuse_mixture(rests: list[tuple[Any, ...] | None]) -> NoReturn:
-    shown = ["no tuple" if rest is None else f"{len(rest) + 1} entries" for rest in rests]
-    with during("Looped.forward(...)"):
-        raise KindError(
-            "The blocks do not return the same kind of output.",
-            found=", ".join(dict.fromkeys(shown)),
-            expected="a tensor from every block, or tuples of one length",
-            fix="wrap the blocks so that they return the same",
         )

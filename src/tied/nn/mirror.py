@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from tied.errors import KindError, ShapeError, during
-from tied.nn.linear import TiedLinear, check_trainable, draw_bias
+from tied.nn.init import draw
+from tied.nn.input_checks import check_trainable
+from tied.nn.linear import TiedLinear
 
 
 def mirror(weight: nn.Parameter, bias: bool = True) -> tuple[nn.Linear, TiedLinear]:
@@ -44,28 +46,24 @@ def mirror(weight: nn.Parameter, bias: bool = True) -> tuple[nn.Linear, TiedLine
         Hinton & Salakhutdinov 2006, Science 313 (an autoencoder that starts as a machine read both ways).
     """
     with during("mirror(weight)"):
-        _check(weight)
+        if not isinstance(weight, nn.Parameter):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise KindError(
+                "The weight is not a Parameter, so no layer could own it.",
+                found=type(weight).__name__,
+                expected="an nn.Parameter of shape (out, in)",
+                fix="mirror(nn.Parameter(tensor)); for the weight of a layer that exists: TiedLinear(layer)",
+            )
+        if check_trainable(weight).dim() != 2:
+            raise ShapeError(
+                "The weight is not a matrix.",
+                found=f"a Parameter of shape {tuple(weight.shape)}",
+                expected="shape (out, in)",
+                fix="weight.flatten(1) before it becomes a Parameter",
+            )
     rows, columns = weight.shape
     there = nn.Linear(columns, rows, bias=False, device="meta")
     there.weight = weight
     if bias:
         there.bias = nn.Parameter(torch.empty(rows, device=weight.device, dtype=weight.dtype))
-        draw_bias(there.bias, columns)
+        draw(there.bias, columns)
     return there, TiedLinear(there, bias)
-
-
-def _check(weight: object) -> None:
-    if not isinstance(weight, nn.Parameter):
-        raise KindError(
-            "The weight is not a Parameter, so no layer could own it.",
-            found=type(weight).__name__,
-            expected="an nn.Parameter of shape (out, in)",
-            fix="mirror(nn.Parameter(tensor)); for the weight of a layer that exists: TiedLinear(layer)",
-        )
-    if check_trainable(weight).dim() != 2:
-        raise ShapeError(
-            "The weight is not a matrix.",
-            found=f"a Parameter of shape {tuple(weight.shape)}",
-            expected="shape (out, in)",
-            fix="weight.flatten(1) before it becomes a Parameter",
-        )

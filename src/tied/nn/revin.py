@@ -13,8 +13,8 @@ from torch.nn import Parameter
 
 from tied.binding import tie
 from tied.errors import DtypeError, KindError, ShapeError, during
-from tied.nn.input_errors import check_device
-from tied.nn.structured.input_checks import check_dtype
+from tied.nn.input_checks import check_device, check_dtype, is_size
+from tied.nn.mixed_precision import wide
 
 Gain = Literal["positive", "free"] | None
 Center = Literal["mean", "last"]
@@ -117,12 +117,18 @@ class RevIN(nn.Module):
         """
         self._check(x)
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
-            _refuse_mask(mask, x)
+            with during("RevIN"):
+                raise ShapeError(
+                    "The mask does not say for each value whether it was observed.",
+                    found=f"{mask.dtype} of shape {tuple(mask.shape)}",
+                    expected=f"torch.bool of shape {tuple(x.shape)}",
+                    fix="mask.bool().expand_as(x)",
+                )
         x = x if mask is None else torch.where(mask, x, 0)
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        precise = wide(x)
         if statistics is None:
-            statistics = self._statistics(wide.detach(), mask)
-        normal = ((wide - statistics.center) / statistics.scale).to(x.dtype)
+            statistics = self._statistics(precise.detach(), mask)
+        normal = ((precise - statistics.center) / statistics.scale).to(x.dtype)
         if self.gain is not None:
             normal = normal * self.weight + self.bias
         return (normal if mask is None else torch.where(mask, normal, 0)), statistics
@@ -138,11 +144,18 @@ class RevIN(nn.Module):
             ShapeError: `y` has another number of features.
             KindError: `statistics` are none.
         """
-        center, scale = _checked_statistics(statistics)
+        if not isinstance(statistics, Statistics):  # pyright: ignore[reportUnnecessaryIsInstance]
+            with during("RevIN.denormalize(y, statistics)"):
+                raise KindError(
+                    "The statistics are not what normalize returned.",
+                    found=type(statistics).__name__,
+                    expected="the second value that normalize returned",
+                    fix="normal, statistics = revin.normalize(x)",
+                )
         self._check(y)
         if self.gain is not None:
             y = (y - self.bias) / self.weight
-        return (y * scale + center).to(y.dtype)
+        return (y * statistics.scale + statistics.center).to(y.dtype)
 
     def forward(
         self, x: Tensor, statistics: Statistics | None = None, *, mask: Tensor | None = None
@@ -173,10 +186,8 @@ class RevIN(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         check_device(self, x, x if self.gain is None else self.bias)
-        if x.dim() < 2 or x.shape[-1] != self.features or not x.shape[-2]:
-            _refuse_shape(x, self.features)
-        if not x.is_floating_point():
-            _refuse_dtype(x)
+        if x.dim() < 2 or x.shape[-1] != self.features or not (x.shape[-2] and x.is_floating_point()):
+            _refuse_series(x, self.features)
 
     def extra_repr(self) -> str:
         """Show the options."""
@@ -195,7 +206,7 @@ def _last(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _check_options(features: object, gain: object, center: object, eps: float) -> None:
-    if type(features) is not int or features < 1 or not 0 <= eps < float("inf"):
+    if not is_size(features) or not 0 <= eps < float("inf"):
         raise ShapeError(
             "The number of features is not positive, or eps is negative.",
             found=f"features={features!r}, eps={eps!r}",
@@ -211,43 +222,18 @@ def _check_options(features: object, gain: object, center: object, eps: float) -
         )
 
 
-def _refuse_shape(x: Tensor, features: int) -> NoReturn:
+def _refuse_series(x: Tensor, features: int) -> NoReturn:
     with during("RevIN"):
-        raise ShapeError(
-            "The series do not have the shape that was announced.",
-            found=f"shape {tuple(x.shape)}",
-            expected=f"(..., time, {features}), with at least one moment",
-            fix="x.transpose(-2, -1), where time comes last; the number of features is RevIN's first argument",
-        )
-
-
-def _refuse_dtype(x: Tensor) -> NoReturn:
-    with during("RevIN"):
+        if x.dim() < 2 or x.shape[-1] != features or not x.shape[-2]:
+            raise ShapeError(
+                "The series do not have the shape that was announced.",
+                found=f"shape {tuple(x.shape)}",
+                expected=f"(..., time, {features}), with at least one moment",
+                fix="x.transpose(-2, -1), where time comes last; the number of features is RevIN's first argument",
+            )
         raise DtypeError(
             "Only real floating-point numbers can be normalized.",
             found=str(x.dtype),
             expected="float32, float64, float16 or bfloat16",
             fix="x.float(), or the real and imaginary parts as two series",
-        )
-
-
-def _refuse_mask(mask: Tensor, x: Tensor) -> NoReturn:
-    with during("RevIN"):
-        raise ShapeError(
-            "The mask does not say for each value whether it was observed.",
-            found=f"{mask.dtype} of shape {tuple(mask.shape)}",
-            expected=f"torch.bool of shape {tuple(x.shape)}",
-            fix="mask.bool().expand_as(x)",
-        )
-
-
-def _checked_statistics(found: object) -> Statistics:
-    if isinstance(found, Statistics):
-        return found
-    with during("RevIN.denormalize(y, statistics)"):
-        raise KindError(
-            "The statistics are not what normalize returned.",
-            found=type(found).__name__,
-            expected="the second value that normalize returned",
-            fix="normal, statistics = revin.normalize(x)",
         )

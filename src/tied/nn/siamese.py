@@ -14,6 +14,7 @@ from torch import nn
 from tied.algebra import Address, Ref
 from tied.binding import tie
 from tied.errors import KindError, ShapeError, during
+from tied.nn.input_checks import is_size
 
 
 class Siamese(nn.Module):
@@ -105,7 +106,7 @@ def _check(tower: object, branches: object, statistics: str) -> None:
             expected="an nn.Module that maps one input to one output",
             fix="Siamese(nn.Sequential(...)): one tower, not a list of them",
         )
-    if type(branches) is not int or branches < 1:
+    if not is_size(branches):
         raise ShapeError(
             "The number of branches is not one.",
             found=f"branches={branches!r}",

@@ -5,7 +5,7 @@ Owns: `Unrolled`. Read next: `looped.py`, which does the same over depth.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,13 @@ class Unrolled(nn.Module):
     def __init__(self, cell: nn.Module, *, batch_first: bool = False) -> None:
         super().__init__()
         with during(f"Unrolled({type(cell).__name__})"):
-            _check(cell)
+            if not isinstance(cell, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise KindError(
+                    "The cell is not a module.",
+                    found=type(cell).__name__,
+                    expected="an nn.Module that maps (input, state) to the next state",
+                    fix="Unrolled(nn.GRUCell(16, 32))",
+                )
         self.cell, self.batch_first = cell, batch_first
 
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -58,7 +64,13 @@ class Unrolled(nn.Module):
         """
         axis = 1 if self.batch_first else 0
         if inputs.dim() <= axis or not inputs.shape[axis]:
-            _refuse_timeless(inputs, axis)
+            with during("Unrolled.forward(inputs)"):
+                raise ShapeError(
+                    "The inputs have no moment.",
+                    found=f"shape {tuple(inputs.shape)}",
+                    expected=f"at least one entry along axis {axis}, which is time",
+                    fix=f"inputs.unsqueeze({axis}) for a single moment",
+                )
         outputs: list[Tensor] = []
         for moment in inputs.unbind(axis):
             state = self.cell(moment, state)
@@ -68,23 +80,3 @@ class Unrolled(nn.Module):
     def extra_repr(self) -> str:
         """Show the options."""
         return f"batch_first={self.batch_first}"
-
-
-def _check(cell: object) -> None:
-    if not isinstance(cell, nn.Module):
-        raise KindError(
-            "The cell is not a module.",
-            found=type(cell).__name__,
-            expected="an nn.Module that maps (input, state) to the next state",
-            fix="Unrolled(nn.GRUCell(16, 32))",
-        )
-
-
-def _refuse_timeless(inputs: Tensor, axis: int) -> NoReturn:
-    with during("Unrolled.forward(inputs)"):
-        raise ShapeError(
-            "The inputs have no moment.",
-            found=f"shape {tuple(inputs.shape)}",
-            expected=f"at least one entry along axis {axis}, which is time",
-            fix=f"inputs.unsqueeze({axis}) for a single moment",
-        )

@@ -24,7 +24,7 @@ from tied.nn import (
     ToeplitzLinear,
 )
 from tied.nn.structured import StructuredLinear, gather
-from tied.nn.structured.orbit import orbits
+from tied.nn.structured.permutation_equivariant import orbits
 
 # -- counts -------------------------------------------------------------------------------------------
 

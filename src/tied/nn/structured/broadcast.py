@@ -1,6 +1,6 @@
 """Matrices that are one vector, repeated.
 
-Owns: `BroadcastLinear`, and the warning of outputs that stay equal. Read next: `set.py`.
+Owns: `BroadcastLinear`, and the warning of outputs that stay equal. Read next: `permutation_equivariant.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tied.errors import KindError, ShapeError, during, explain
-from tied.nn.linear import draw_bias
-from tied.nn.structured.constant_tensors import FixedTensors
-from tied.nn.structured.input_checks import check_choice
-from tied.nn.structured.kronecker import draw
+from tied.nn.init import draw, draw_with_variance
+from tied.nn.input_checks import check_choice
+from tied.nn.structured.constant_buffers import ConstantBuffers
 from tied.nn.structured.splitmix import check_seed, splitmix64
 from tied.nn.structured.structured_linear import Options
 
@@ -34,7 +33,7 @@ class SymmetryWarning(UserWarning):
     __module__ = "tied.nn"
 
 
-class BroadcastLinear(FixedTensors):
+class BroadcastLinear(ConstantBuffers):
     """A linear layer whose whole matrix is one vector, or one number, repeated.
 
     Law, by `per`:
@@ -97,6 +96,7 @@ class BroadcastLinear(FixedTensors):
             self.private = private if private is None else check_choice("private", private, ("scale", "sign"))
             self.seed = check_seed(seed)
             self.fast = "dense" if private == "sign" else "closed"
+            self.shown = ("per", "private", *["seed"] * (private == "sign"))
             super().__init__(in_features, out_features, **options)
         if private is None and per in ("input", "scalar") and out_features > 1:
             warnings.warn(_outputs_are_equal(self), SymmetryWarning, stacklevel=2)
@@ -138,10 +138,10 @@ class BroadcastLinear(FixedTensors):
 
     def reset_parameters(self) -> None:
         """Draw `theta` so that outputs have the variance of `nn.Linear`'s, and scales with variance 1."""
-        draw(self.theta, 1 / (3 * (1 if self.per == "diagonal" else self.in_features)))
+        draw_with_variance(self.theta, 1 / (3 * (1 if self.per == "diagonal" else self.in_features)))
         if self.private == "scale":
-            draw(self.scale, 1)
-        draw_bias(self.bias, self.in_features)
+            draw_with_variance(self.scale, 1)
+        draw(self.bias, self.in_features)
 
     def _column_and_row(self) -> tuple[Tensor, Tensor | None]:
         """Return the vectors whose outer product the matrix is, but for signs; no row stands for ones."""
@@ -169,11 +169,6 @@ class BroadcastLinear(FixedTensors):
         column, row = self._column_and_row()
         number = input.sum(-1, keepdim=True) if row is None else F.linear(input, row[None])
         return (number * column).expand(*input.shape[:-1], self.out_features).contiguous()
-
-    def extra_repr(self) -> str:
-        """Show what is repeated, and what is private."""
-        shown = f"{super().extra_repr()}, per={self.per}, private={self.private}"
-        return f"{shown}, seed={self.seed}" if self.private == "sign" else shown
 
 
 def _outputs_are_equal(layer: BroadcastLinear) -> str:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tied.errors import ShapeError, during
-from tied.nn.structured.input_checks import check_size
+from tied.nn.input_checks import check_size
 from tied.nn.structured.structured_linear import Options, StructuredLinear
 from tied.nn.structured.toeplitz import spectrum
 
 if TYPE_CHECKING:
-    from torch import nn
     from typing_extensions import Unpack
 
 
@@ -119,6 +118,7 @@ class BlockCirculantLinear(StructuredLinear):
 
     theta: nn.Parameter
     fast = "fft"
+    shown = ("block_size",)
 
     def __init__(self, in_features: int, out_features: int, block_size: int, **options: Unpack[Options]) -> None:
         with during(f"BlockCirculantLinear({in_features!r}, {out_features!r}, {block_size!r})"):
@@ -151,10 +151,6 @@ class BlockCirculantLinear(StructuredLinear):
     def pays(self) -> bool:
         """Compare with the measured crossover."""
         return self.block_size >= 8 and self.in_features * self.out_features >= 512 * 512
-
-    def extra_repr(self) -> str:
-        """Show the size of the blocks too."""
-        return f"{super().extra_repr()}, block_size={self.block_size}"
 
 
 def _nearest_divisor(one: int, other: int, size: int) -> int:

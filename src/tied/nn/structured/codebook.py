@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tied.errors import InverseError, KindError, ShapeError, during
-from tied.nn.linear import draw_bias
+from tied.nn.init import draw
+from tied.nn.input_checks import check_size
 from tied.nn.structured.gather import gather
-from tied.nn.structured.input_checks import check_size
 from tied.nn.structured.structured_linear import Options, StructuredLinear
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class CodebookLinear(StructuredLinear):
 
     theta: nn.Parameter
     codes: Tensor
+    shown = ("values",)
 
     def __init__(self, in_features: int, out_features: int, values: int = 16, **options: Unpack[Options]) -> None:
         with during(f"CodebookLinear({in_features!r}, {out_features!r}, {values!r})"):
@@ -98,15 +99,11 @@ class CodebookLinear(StructuredLinear):
         with torch.no_grad():
             self.theta.copy_(middles / self.in_features**0.5)
             self.codes.random_(0, self.values)
-        draw_bias(self.bias, self.in_features)
+        draw(self.bias, self.in_features)
 
     def build(self) -> Tensor:
         """Look the values up."""
         return gather(self.theta, self.codes.long())
-
-    def extra_repr(self) -> str:
-        """Show the size of the codebook too."""
-        return f"{super().extra_repr()}, values={self.values}"
 
     # -- codes ----------------------------------------------------------------------------------------
 
@@ -211,14 +208,11 @@ def cluster(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _matrix_of(layer: nn.Module) -> Tensor:
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.numel():
+        found = f"of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
         raise KindError(
             "The layer has no matrix called 'weight'.",
-            found=f"{type(layer).__name__}.weight is {_shown(weight)}",
+            found=f"{type(layer).__name__}.weight is {found}",
             expected="a layer with a weight of shape (out_features, in_features), such as nn.Linear",
             fix="pass the layer itself: CodebookLinear.from_linear(model.fc)",
         )
     return weight.detach()
-
-
-def _shown(weight: object) -> str:
-    return f"of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__

@@ -1,7 +1,7 @@
-"""Tensors that follow from a constructor's arguments, an index or signs: never stored, never lost.
+"""Buffers that follow from a constructor's arguments, an index or signs: never stored, never lost.
 
-Owns: `FixedTensors`: such tensors as buffers, through casts, moves, `to_empty`, the meta device and loading. Must not
-know what they mean. Read next: `gather.py`.
+Owns: `ConstantBuffers`: how they come through casts, moves, `to_empty`, the meta device and loading. Must not know
+what they mean. Read next: `gather.py`.
 
 A file holds their fingerprint instead of them, so that a file made with other ones is refused: it would load without
 an error, and the layer would compute something else.
@@ -38,7 +38,7 @@ def _signed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, FINGERPRINT: fingerprint(tensors)} if tensors else {}
 
 
-class FixedTensors(StructuredLinear):
+class ConstantBuffers(StructuredLinear):
     """A structured layer with buffers that are computed from what it was constructed with.
 
     Law: whatever becomes of the layer, they have the values of `fixed()`, where its parameters are.

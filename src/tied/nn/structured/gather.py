@@ -1,7 +1,7 @@
 """Entries of a vector picked by an index, and the layer whose matrix is that.
 
 Owns: `gather`, the fastest pair of torch's kernels in both directions, and `GatheredLinear`. Must not know how an
-index comes about: `hashed.py`, `orbit.py`, `codebook.py`.
+index comes about: `hashed.py`, `permutation_equivariant.py`, `codebook.py`.
 
 `theta[index]` is slow, and its gradient (`index_put_`) slower. `index_select` picks 3 to 5 times as fast, and
 `scatter_add_` adds up 2 to 3 times as fast, but autograd never pairs them: `index_select` differentiates into
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tied.errors import DeviceError
 from tied.nn.accumulate import is_transformed
-from tied.nn.structured.constant_tensors import FixedTensors
-from tied.nn.structured.input_checks import wide
+from tied.nn.mixed_precision import wide
+from tied.nn.structured.constant_buffers import ConstantBuffers
 
 
 def gather(theta: Tensor, index: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class _Gather(torch.autograd.Function):
         return sums.to(cotangent.dtype), None
 
 
-class GatheredLinear(FixedTensors):
+class GatheredLinear(ConstantBuffers):
     """A linear layer whose matrix is `theta[index]`, for an index that follows from its arguments."""
 
     theta: nn.Parameter

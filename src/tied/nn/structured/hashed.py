@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tied.errors import during
+from tied.nn.input_checks import check_size
 from tied.nn.structured.gather import GatheredLinear, gather
-from tied.nn.structured.input_checks import check_size
 from tied.nn.structured.splitmix import check_seed, splitmix64
 from tied.nn.structured.structured_linear import Options
 
@@ -53,6 +53,8 @@ class HashedLinear(GatheredLinear):
         Chen et al. 2015, Compressing neural networks with the hashing trick, arXiv:1504.04788, section 4.
     """
 
+    shown = ("buckets", "seed")
+
     def __init__(
         self, in_features: int, out_features: int, buckets: int, *, seed: int = 0, **options: Unpack[Options]
     ) -> None:
@@ -75,7 +77,3 @@ class HashedLinear(GatheredLinear):
     def build(self) -> Tensor:
         """Pick the entries, with their signs."""
         return gather(torch.cat((self.theta, -self.theta)), self.settled("index"))
-
-    def extra_repr(self) -> str:
-        """Show buckets and seed too."""
-        return f"{super().extra_repr()}, buckets={self.buckets}, seed={self.seed}"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tied.errors import ShapeError, during, short
-from tied.nn.linear import draw_bias
+from tied.nn.init import draw, draw_with_variance
+from tied.nn.input_checks import is_size
 from tied.nn.structured.structured_linear import Options, StructuredLinear
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class KroneckerLinear(StructuredLinear):
     left: nn.Parameter
     right: nn.Parameter
     fast = "factors"
+    shown = ("in_factors", "out_factors")
 
     def __init__(
         self,
@@ -81,8 +83,8 @@ class KroneckerLinear(StructuredLinear):
     def reset_parameters(self) -> None:
         """Draw both factors uniformly, so that their products have the variance of `nn.Linear`'s entries."""
         for factor in (self.left, self.right):
-            draw(factor, 1 / (math.sqrt(3) * factor.shape[1]))
-        draw_bias(self.bias, self.in_features)
+            draw_with_variance(factor, 1 / (math.sqrt(3) * factor.shape[1]))
+        draw(self.bias, self.in_features)
 
     def build(self) -> Tensor:
         """Multiply each entry with each."""
@@ -103,22 +105,12 @@ class KroneckerLinear(StructuredLinear):
         """Compare with the measured crossover."""
         return self.in_features * self.out_features >= 128 * 128
 
-    def extra_repr(self) -> str:
-        """Show the factors too."""
-        return f"{super().extra_repr()}, in_factors={self.in_factors}, out_factors={self.out_factors}"
-
-
-def draw(parameter: Tensor, variance: float) -> None:
-    """Fill a parameter uniformly around zero, with this variance."""
-    bound = math.sqrt(3 * variance)
-    nn.init.uniform_(parameter, -bound, bound)
-
 
 def _factors(side: str, width: int, given: Pair | None) -> Pair:
     if given is None:
         return _balanced(side, width)
     pair = tuple(given) if isinstance(given, Sequence) else (given,)  # pyright: ignore[reportUnnecessaryIsInstance]
-    if len(pair) != 2 or any(type(each) is not int or each < 1 for each in pair) or math.prod(pair) != width:
+    if len(pair) != 2 or not all(is_size(each) for each in pair) or math.prod(pair) != width:
         raise ShapeError(
             f"The factors do not multiply to {side}_features.",
             found=short(f"{side}_factors={given!r} for {side}_features={width}"),

@@ -1,6 +1,7 @@
 """Numbers that look random and are the same on every platform, for ever.
 
-Owns: the hash of hashed layers. Must not use any library's random numbers, whose streams change with versions.
+Owns: the hash of hashed layers and of private signs. Must not use any library's random numbers, whose streams change
+with versions.
 """
 
 from __future__ import annotations

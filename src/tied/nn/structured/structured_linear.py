@@ -1,12 +1,12 @@
 """What all structured layers are: linear maps whose matrix is built of fewer numbers than it has entries.
 
 Owns: `StructuredLinear`: construction, the choice of algorithm, the matrix as an attribute. Must not know any scheme.
-Read next: `toeplitz.py`, the plainest scheme; `constant_tensors.py`, for layers with an index or signs.
+Read next: `toeplitz.py`, the plainest scheme; `constant_buffers.py`, for layers with an index or signs.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tied.binding.target_tensor import computing
 from tied.errors import WriteError
 from tied.nn.accumulate import fast_linear
-from tied.nn.linear import draw_bias
-from tied.nn.structured.input_checks import check_choice, check_dtype, check_input, check_size, lowered
+from tied.nn.init import draw
+from tied.nn.input_checks import check_choice, check_dtype, check_size, explain_bad_input
+from tied.nn.mixed_precision import is_cast, lowered
 
 
 class Options(TypedDict, total=False):
@@ -57,6 +58,7 @@ class StructuredLinear(nn.Module):
     out_features: int
     bias: nn.Parameter | None
     fast: str = "dense"  # the name of the algorithm without the matrix; "dense" where there is none
+    shown: tuple[str, ...] = ()  # the scheme's own attributes that `repr` shows
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class StructuredLinear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all numbers uniformly within `±1/sqrt(in_features)`: each entry of the matrix as in `nn.Linear`."""
         for name in (*self._names, "bias"):
-            draw_bias(getattr(self, name), self.in_features)
+            draw(getattr(self, name), self.in_features)
 
     # -- what a user sees -----------------------------------------------------------------------------
 
@@ -142,17 +144,25 @@ class StructuredLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
-        check_input(self, input, self.numbers)
+        self._check_input(input, self.numbers)
         bias = self.bias_of_outputs()
         if self.algorithm == "dense" or 0 in input.shape:  # FFT libraries refuse empty batches
             return fast_linear(input, self.build(), bias)
         output = self.multiply(input)
         return lowered(output if bias is None else output + bias)
 
+    def _check_input(self, input: Any, numbers: Tensor) -> None:
+        """Refuse an input that does not fit, before an algorithm broadcasts or promotes it into something else."""
+        tensor = isinstance(input, Tensor) and input.dim()
+        fits = tensor and input.shape[-1] == self.in_features and input.device == numbers.device
+        if not (fits and (input.dtype == numbers.dtype or is_cast(input, numbers))):
+            explain_bad_input(self, input, numbers, self.in_features)
+
     def extra_repr(self) -> str:
-        """Show sizes and bias, and the algorithm where there are two."""
+        """Show sizes and bias, the algorithm where there are two, and what the scheme has to show."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return sizes if self.fast == "dense" else f"{sizes}, algorithm={self.algorithm}"
+        algorithm = "" if self.fast == "dense" else f", algorithm={self.algorithm}"
+        return sizes + algorithm + "".join(f", {name}={getattr(self, name)}" for name in self.shown)
 
 
 class _Structure:

@@ -1,6 +1,6 @@
 """Matrices that equal their transposes.
 
-Owns: `SymmetricLinear`. Read next: `orbit.py`, for every other symmetry.
+Owns: `SymmetricLinear`. Read next: `permutation_equivariant.py`, for every other symmetry.
 """
 
 from __future__ import annotations

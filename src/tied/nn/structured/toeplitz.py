@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tied.errors import during
-from tied.nn.structured.input_checks import wide
+from tied.nn.mixed_precision import wide
 from tied.nn.structured.structured_linear import Options, StructuredLinear
 
 if TYPE_CHECKING:
-    from torch import nn
     from typing_extensions import Unpack
 
 
