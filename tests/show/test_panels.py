@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tied.show.panels import Panel, Points, planes, samples, tiled, weights
+from tied.show.panels import FilterPair, Panel, Points, filters, planes, samples, tiled
 
 PNG = b"\x89PNG"
 
@@ -20,6 +20,21 @@ def test_tiled_gray_by_hand():
     ]
 
 
+def test_tiled_leaves_gaps_unless_told_otherwise():
+    grid = tiled(np.arange(12).reshape(3, 1, 2, 2), columns=2)
+    expected = np.full((5, 5), np.nan)
+    expected[:2, :2], expected[:2, 3:], expected[3:, :2] = (
+        [[0, 1], [2, 3]],
+        [[4, 5], [6, 7]],
+        [[8, 9], [10, 11]],
+    )
+    np.testing.assert_array_equal(grid, expected)
+
+
+def test_tiled_keeps_fractions_beside_a_whole_number_for_empty():
+    assert tiled(np.full((1, 1, 2, 2), 0.5), columns=1, empty=0).max() == 0.5
+
+
 def test_tiled_colors_stay_and_other_channels_are_averaged():
     colors = np.random.default_rng(0).random((2, 3, 4, 5))
     laid = tiled(colors, columns=2)
@@ -32,12 +47,12 @@ def test_tiled_colors_stay_and_other_channels_are_averaged():
 @pytest.mark.parametrize("shape", [(5, 1, 3, 4), (5, 3, 3, 4), (100, 2, 3, 3), (6, 9), (1, 1, 1, 1)])
 def test_weights_and_samples_are_drawn(shape):
     values = np.random.default_rng(0).normal(size=shape)
-    assert weights([[Panel("a", values), Panel("b", 0 * values, "none")]], "Weights").startswith(PNG)
+    assert filters([FilterPair("a", values, 0 * values)], "Weights").startswith(PNG)
     assert samples([Panel("a", values), Panel("b", values)], "Samples").startswith(PNG)
 
 
 def test_weights_of_nothing_but_zeros_are_drawn():
-    assert weights([[Panel("a", np.zeros((2, 1, 3, 3)))]], "Weights").startswith(PNG)
+    assert filters([FilterPair("a", np.zeros((2, 1, 3, 3)), np.zeros((2, 1, 3, 3)))], "Weights").startswith(PNG)
     assert samples([Panel("a", np.zeros((2, 3)))], "Samples").startswith(PNG)
 
 

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from tied.show import pictures
-from tied.show.pictures import (
-    Curve,
-    FilterPair,
-    ImageRow,
-    MissingPackageError,
-    curves,
-    filters,
-    image_rows,
-    mosaic,
-)
+from tied.show import panels, pictures
+from tied.show.panels import FilterPair, Panel, filters, samples
+from tied.show.pictures import Curve, MissingPackageError, curves
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -32,43 +24,29 @@ def figures(monkeypatch) -> list:
     """The figures as they were just before they became bytes."""
     seen = []
     finish = pictures.png
-    monkeypatch.setattr(pictures, "png", lambda figure, title: seen.append(figure) or finish(figure, title))
+    for module in (pictures, panels):
+        monkeypatch.setattr(module, "png", lambda figure, title: seen.append(figure) or finish(figure, title))
     return seen
 
 
-def test_mosaic_puts_images_row_by_row_with_gaps():
-    grid = mosaic(np.arange(12).reshape(3, 4), columns=2)
-    expected = np.full((5, 5), np.nan)
-    expected[:2, :2], expected[:2, 3:], expected[3:, :2] = (
-        [[0, 1], [2, 3]],
-        [[4, 5], [6, 7]],
-        [[8, 9], [10, 11]],
-    )
-    np.testing.assert_array_equal(grid, expected)
-
-
-def test_mosaic_keeps_fractions_beside_a_whole_number_for_empty():
-    assert mosaic(np.full((1, 4), 0.5), columns=1, empty=0).max() == 0.5
-
-
 def test_filters_share_one_scale_and_name_the_difference(figures):
-    encoder = np.linspace(-1, 1, 16 * 64).reshape(16, 64)
+    encoder = np.linspace(-1, 1, 16 * 64).reshape(16, 1, 8, 8)
     pairs = [FilterPair("same", encoder, encoder), FilterPair("apart", encoder, encoder * 0.5)]
     assert size(filters(pairs, "Title"))[0] == 9 * pictures.DOTS_PER_INCH
     [figure] = figures
-    panels = [axis for axis in figure.axes if axis.images]
-    assert len(panels) == 6
-    assert len({axis.images[0].get_clim() for axis in panels}) == 1
-    assert [panels[2].get_xlabel(), panels[5].get_xlabel()] == [
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert len(drawn) == 6
+    assert len({axis.images[0].get_clim() for axis in drawn}) == 1
+    assert [drawn[2].get_xlabel(), drawn[5].get_xlabel()] == [
         "largest |difference| = 0",
         "largest |difference| = 0.5",
     ]
-    assert np.nanmax(np.abs(panels[2].images[0].get_array())) == 0
+    assert np.nanmax(np.abs(drawn[2].images[0].get_array())) == 0
 
 
-def test_image_rows_show_the_brightness_given(figures):
-    row = ImageRow("half", np.full((10, 64), 0.5))
-    image_rows([row, row], "Title")
+def test_samples_show_the_brightness_given(figures):
+    row = Panel("half", np.full((10, 1, 8, 8), 0.5))
+    samples([row, row], "Title")
     [figure] = figures
     drawn = figure.axes[0].images[0]
     assert drawn.get_clim() == (0, 1)
@@ -94,4 +72,4 @@ def test_more_curves_than_colors():
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingPackageError, match=r"^Pictures need matplotlib: pip install 'tied\[pictures\]'$"):
-        image_rows([ImageRow("x", np.zeros((1, 64)))], "Title")
+        curves([Curve("x", [1.0])], "Title", ylabel="error")

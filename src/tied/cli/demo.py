@@ -6,7 +6,6 @@ Owns: the options, the words around the results, and what an interruption leaves
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,40 +58,24 @@ def _wrong(problem: str) -> typer.Exit:
 def _run(quick: bool, seed: int, out: Path) -> Record:
     """Measure until done or interrupted."""
     say("Loading torch ...")
-    from tied.study.demo.output_folder import prepare
     from tied.study.demo.record import Plan, Record
+    from tied.study.demo.report import results
+    from tied.study.demo.run import demo as events
+    from tied.study.output_folder import prepare
 
     try:
         prepare(out)
     except OSError as error:
         raise _wrong(f"--out {out}: {error.strerror or error}") from None
     record = Record(Plan.quick(seed) if quick else Plan(seed))
-    begin = time.perf_counter()
-    try:
-        _collect(record)
-    except KeyboardInterrupt:
-        record.interrupted = True
-    record.elapsed_seconds = time.perf_counter() - begin
-    return record
-
-
-def _collect(record: Record) -> None:
-    from tied.study.demo.run import demo as events
-    from tied.study.demo.tables import results
-    from tied.study.progress import Progress
-
     with watching() as watch:
-        for event in events(record.plan):
-            if isinstance(event, Progress):
-                watch.update(event, results(record))
-            else:
-                record.add(event)
+        record.collect(events(record.plan), lambda step: watch.update(step, results(record)))
+    return record
 
 
 def _finish(record: Record, out: Path, *, as_json: bool) -> None:
     """Write what there is, print it, and say what is missing."""
-    from tied.study.demo.output_folder import write_data
-    from tied.study.demo.tables import results, sentences
+    from tied.study.demo.report import results, sentences, write_data
 
     written = write_data(record, out)
     if as_json:
@@ -108,7 +91,7 @@ def _finish(record: Record, out: Path, *, as_json: bool) -> None:
 
 def _pictures(record: Record, out: Path) -> list[Path]:
     from tied.show.pictures import MissingPackageError
-    from tied.study.demo.output_folder import write_pictures
+    from tied.study.demo.report import write_pictures
 
     try:
         return write_pictures(record, out)

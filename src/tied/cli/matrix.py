@@ -6,7 +6,6 @@ Owns: the options, the words around the results, and the exit status. Must not j
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from tied.cli.terminal import say, show_table, watching
 if TYPE_CHECKING:
     from tied.study.matrix.report import Record
     from tied.study.matrix.run import Plan
+    from tied.study.progress import Progress
 
 FINDINGS, WRONG_USE, INTERRUPTED = 1, 2, 130
 TIES = {"transposed": ("transposed",), "identity": ("identity",), "both": ("transposed", "identity")}
@@ -70,19 +70,21 @@ def _run(kinds: tuple[str, ...], wanted: tuple[str, str], html: Path | None, lim
         _check(html)
     from tied.study.matrix import known_results
     from tied.study.matrix.cell_server import FORKS
-    from tied.study.matrix.report import Record
+    from tied.study.matrix.report import Record, table
+    from tied.study.matrix.run import run
 
     if not FORKS:
         say("No safe fork on this system: every cell loads torch anew, which takes some seconds each.")
     record = Record(plan.chosen_rows(), known_results.nearest())
-    begin = time.perf_counter()
+
+    def show(step: Progress) -> None:
+        watch.update(step, table(record, record.kinds()[-1], last=SHOWN_WHILE_RUNNING))
+
     try:
-        _collect(plan, record)
-    except KeyboardInterrupt:
-        record.interrupted = True
+        with watching() as watch:
+            record.collect(run(plan), show)
     except RuntimeError as error:
         raise _wrong(str(error)) from None
-    record.elapsed_seconds = time.perf_counter() - begin
     return record
 
 
@@ -105,7 +107,7 @@ def _plan(kinds: tuple[str, ...], wanted: tuple[str, str], limit: float) -> Plan
 
 def _check(html: Path) -> None:
     """Make sure, before the run, that the page can be written."""
-    from tied.study.demo.output_folder import prepare
+    from tied.study.output_folder import prepare
 
     try:
         prepare(html.parent)
@@ -115,26 +117,10 @@ def _check(html: Path) -> None:
         raise _wrong(f"--html {html}: {error.strerror or error}") from None
 
 
-def _collect(plan: Plan, record: Record) -> None:
-    from tied.study.matrix.kinds import KINDS
-    from tied.study.matrix.report import table
-    from tied.study.matrix.run import run
-    from tied.study.progress import Progress
-
-    kind = KINDS[plan.kinds[0]]
-    with watching() as watch:
-        for event in run(plan):
-            if isinstance(event, Progress):
-                watch.update(event, table(record, kind, last=SHOWN_WHILE_RUNNING))
-            else:
-                record.add(event)
-                kind = KINDS[event.kind]
-
-
 def _finish(record: Record, html: Path | None, *, as_json: bool, explain: bool) -> None:
     """Print what there is, write the page, and say what is missing."""
-    from tied.study.demo.output_folder import write_whole
     from tied.study.matrix.report import explanation, report, sentences, table
+    from tied.study.output_folder import write_whole
 
     if as_json:
         print(json.dumps(record.to_json(), indent=2))

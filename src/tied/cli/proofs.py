@@ -6,7 +6,6 @@ Owns: the options, the words around the results, and the exit status. Must not j
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +31,11 @@ def proofs(
 
     Exit status: 0, or 1 if a band is missed or a control does not fail, 2 for wrong use, 130 if interrupted.
     """
-    record = _run(only)
+    try:
+        record = _run(only)
+    except KeyboardInterrupt:
+        say("Interrupted before anything was measured.")
+        raise typer.Exit(INTERRUPTED) from None
     _print(record, as_json=as_json)
     if record.interrupted:
         say(f"Interrupted. Finished: {len(record.outcomes)} claims.")
@@ -43,44 +46,20 @@ def proofs(
 
 def _run(only: str) -> Record:
     """Measure until done or interrupted."""
-    try:
-        record = _planned(only)
-    except KeyboardInterrupt:
-        say("Interrupted before anything was measured.")
-        raise typer.Exit(INTERRUPTED) from None
-    begin = time.perf_counter()
-    try:
-        _collect(record)
-    except KeyboardInterrupt:
-        record.interrupted = True
-    record.elapsed_seconds = time.perf_counter() - begin
-    return record
-
-
-def _planned(only: str) -> Record:
     say("Loading torch ...")
     from tied.errors import AddressError
     from tied.study.proofs.catalogue import chosen
-    from tied.study.proofs.report import Record
+    from tied.study.proofs.report import Record, table
+    from tied.study.proofs.run import run
 
     try:
-        return Record(chosen(only))
+        record = Record(chosen(only))
     except AddressError as error:
         say(f"tied proofs: {error.problem} {error.fix}")
         raise typer.Exit(WRONG_USE) from None
-
-
-def _collect(record: Record) -> None:
-    from tied.study.progress import Progress
-    from tied.study.proofs.report import table
-    from tied.study.proofs.run import run
-
     with watching() as watch:
-        for event in run(record.proofs):
-            if isinstance(event, Progress):
-                watch.update(event, table(record, last=SHOWN_WHILE_RUNNING))
-            else:
-                record.add(event)
+        record.collect(run(record.proofs), lambda step: watch.update(step, table(record, last=SHOWN_WHILE_RUNNING)))
+    return record
 
 
 def _print(record: Record, *, as_json: bool) -> None:

@@ -23,8 +23,8 @@ from tied.study.train.plan import AutoencoderPlan, LanguagePlan, Plan
 
 if TYPE_CHECKING:
     from tied.study.train.job import Job
+    from tied.study.train.loop import Run
     from tied.study.train.processes import Processes
-    from tied.study.train.run import Run
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 SEEDS_OF_A_COMPARISON = 3
@@ -125,9 +125,7 @@ def _train(plan: type[Plan], values: dict[str, Any]) -> None:
             made = _plan(plan, values)
             say("Loading torch ...")
             _report(_job(made, values), as_json=as_json)
-    except (PlanError, MissingPackageError) as error:
-        raise _ended(f"tied train {plan.kind}: {error}", WRONG_USE) from None
-    except (DataError, FolderError) as error:
+    except (PlanError, MissingPackageError, DataError, FolderError) as error:
         raise _ended(f"tied train {plan.kind}: {error}", WRONG_USE) from None
     except DivergedError as error:
         raise _ended(f"tied train {plan.kind}: {error}", FAILED) from None

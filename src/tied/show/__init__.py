@@ -1,1 +1,4 @@
-"""Reports as text, HTML and pictures, made from values; nothing here prints or writes files."""
+"""Pictures as bytes, made from arrays.
+
+Owns: every use of matplotlib. Must not write files, nor know where its arrays come from.
+"""

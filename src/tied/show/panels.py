@@ -1,4 +1,4 @@
-"""Pictures of samples of any shape: mosaics of images, matrices of numbers, and points in a plane.
+"""Pictures of samples and weights of any shape: mosaics of images, matrices of numbers, and points in a plane.
 
 Owns: how they are laid out. Must not know models. Read next: `pictures.py`, which owns figures and colors.
 """
@@ -11,30 +11,54 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tied.show.pictures import COLORS, GAP, INK, QUIET, _bare, figure_of, png
+from tied.show.pictures import COLORS, INK, QUIET, bare, figure_of, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_IMAGES, MOST_LABELS = 64, 20
+MOST_IMAGES, MOST_LABELS, GAP = 64, 20, 1
 SIGNED = "RdBu_r"
+BOX = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
+HEADINGS = ("encoder's filters", "decoder's filters, transposed back", "difference")
+
+
+@dataclass(frozen=True)
+class FilterPair:
+    """The filters of an encoder and of a decoder.
+
+    Shapes:
+        encoder, decoder: `(units, channels, height, width)`, or matrices `(units, columns)`; the decoder's
+        transposed back, so that both are alike.
+
+    Attributes:
+        name: What the row is called.
+    """
+
+    name: str
+    encoder: np.ndarray
+    decoder: np.ndarray
+
+    @property
+    def drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encoder, decoder and their difference."""
+        return self.encoder, self.decoder, self.encoder - self.decoder
+
+    @property
+    def largest_difference(self) -> float:
+        """The largest absolute difference between the two."""
+        return float(np.abs(self.drawn[2]).max())
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Images or a matrix under a heading.
+    """Samples in a row, with a label.
 
     Shapes:
-        values: `(count, channels, height, width)`, or a matrix `(rows, columns)`.
-
-    Attributes:
-        heading: What stands above it.
-        note: What stands below it.
+        values: `(count, channels, height, width)`, brightness 0..1, or a matrix `(rows, columns)`.
     """
 
-    heading: str
+    label: str
     values: np.ndarray
-    note: str = ""
 
 
 def tiled(images: np.ndarray, columns: int, empty: float = np.nan) -> np.ndarray:
@@ -59,29 +83,39 @@ def tiled(images: np.ndarray, columns: int, empty: float = np.nan) -> np.ndarray
     return whole if channels == 3 else whole[..., 0]
 
 
-def weights(rows: Sequence[Sequence[Panel]], title: str, columns: int = 8) -> bytes:
-    """Draw panels of weights, row under row, on one scale around zero that ends at the 99.5th percentile."""
-    figure = figure_of(9.5, 0.9 + 3.1 * len(rows))
-    axes = np.atleast_2d(figure.subplots(len(rows), len(rows[0])))
-    scale = max(float(np.quantile(np.abs(panel.values), 0.995)) for row in rows for panel in row) or 1.0
-    for row, places in zip(rows, axes, strict=True):
-        for panel, axis in zip(row, places, strict=True):
-            _draw_weights(axis, panel.values, scale, columns)
-            axis.set_title(panel.heading, color=QUIET, fontsize=10)
-            axis.set_xlabel(panel.note, color=INK, fontsize=10)
-    if any(panel.values.ndim == 2 or panel.values.shape[1] != 3 for row in rows for panel in row):
+def filters(pairs: Sequence[FilterPair], title: str, columns: int = 8) -> bytes:
+    """Draw encoder filters, decoder filters and their difference, one row per pair, on one scale around zero.
+
+    The scale ends at the 99.5th percentile of the absolute weights, so that single outliers do not pale
+    all others.
+    """
+    figure = figure_of(9, 0.9 + 2.75 * len(pairs))
+    axes = np.atleast_2d(figure.subplots(len(pairs), 3))
+    scale = max(float(np.quantile(np.abs(values), 0.995)) for pair in pairs for values in pair.drawn) or 1.0
+    for row, pair in zip(axes, pairs, strict=True):
+        for axis, values in zip(row, pair.drawn, strict=True):
+            _draw_weights(axis, values, scale, columns)
+        row[0].set_ylabel(pair.name, color=INK, fontsize=10)
+        row[2].set_xlabel(f"largest |difference| = {pair.largest_difference:.2g}", color=INK, fontsize=10)
+    for axis, heading in zip(axes[0], HEADINGS, strict=True):
+        axis.set_title(heading, color=QUIET, fontsize=10)
+    if not _are_colors(pairs[0].encoder):
         figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.4, aspect=30, extend="both", label="weight")
     return png(figure, title)
+
+
+def _are_colors(values: np.ndarray) -> bool:
+    return values.ndim == 4 and values.shape[1] == 3
 
 
 def _draw_weights(axis: Axes, values: np.ndarray, scale: float, columns: int) -> None:
     if values.ndim == 2:
         _matrix(axis, values[:MOST_IMAGES], scale)
-    elif values.shape[1] == 3:
+    elif _are_colors(values):
         axis.imshow(tiled(0.5 + values[:MOST_IMAGES] / (2 * scale), columns, empty=1).clip(0, 1))
     else:
         axis.imshow(tiled(values[:MOST_IMAGES], columns), cmap=SIGNED, vmin=-scale, vmax=scale)
-    _bare(axis)
+    bare(axis)
 
 
 def _matrix(axis: Axes, values: np.ndarray, scale: float) -> None:
@@ -98,8 +132,8 @@ def samples(panels: Sequence[Panel], title: str) -> bytes:
             axis.imshow(tiled(panel.values, len(panel.values), empty=1).clip(0, 1), cmap="gray", vmin=0, vmax=1)
         else:
             _matrix(axis, panel.values, scale)
-        axis.set_ylabel(panel.heading, rotation=0, ha="right", va="center", color=INK, fontsize=10)
-        _bare(axis)
+        axis.set_ylabel(panel.label, rotation=0, ha="right", va="center", color=INK, fontsize=10)
+        bare(axis)
     return png(figure, title)
 
 
@@ -133,7 +167,7 @@ def planes(clouds: Sequence[Points], title: str) -> bytes:
         for group in groups if labelled else ():
             _name(axis, cloud.places[cloud.labels == group], cloud.names[group], _color(group))
         axis.set_title(cloud.heading, color=QUIET, fontsize=10)
-        _bare(axis)
+        bare(axis)
     return png(figure, title)
 
 
@@ -145,16 +179,5 @@ def _color(group: int) -> Any:
 
 def _name(axis: Axes, places: np.ndarray, name: str, color: Any) -> None:
     if len(places):
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
-        middle = np.median(places, axis=0)
-        axis.text(
-            float(middle[0]),
-            float(middle[1]),
-            name,
-            color=color,
-            fontsize=11,
-            fontweight="bold",
-            ha="center",
-            va="center",
-            bbox=box,
-        )
+        left, low = map(float, np.median(places, axis=0))
+        axis.text(left, low, name, color=color, fontsize=11, fontweight="bold", ha="center", va="center", bbox=BOX)

@@ -1,7 +1,7 @@
-"""Pictures as PNG bytes.
+"""Pictures as PNG bytes: figures, colors and curves.
 
-Owns: every use of matplotlib, imported when a picture is drawn. Must not write files or know where its
-arrays come from.
+Owns: what all pictures have in common; matplotlib is imported when one is drawn. Must not write files or know
+where its arrays come from.
 """
 
 from __future__ import annotations
@@ -20,42 +20,12 @@ if TYPE_CHECKING:
 INK, QUIET = "#222222", "#777777"
 COLORS = ("#0b5394", "#cc6b1f", "#38761d", "#a61c5b", "#6a5acd", "#7f6000")
 DOTS_PER_INCH = 130
-GAP = 1
 LINE_HEIGHT = 0.05
 """Height of a line of a curve's label, as a part of the plot's height."""
-HEADINGS = ("encoder's filters", "decoder's filters, transposed back", "difference")
 
 
 class MissingPackageError(ImportError):
     """A picture was asked for, and matplotlib is not installed; the message is one line."""
-
-
-@dataclass(frozen=True)
-class FilterPair:
-    """The filters of an encoder and of a decoder.
-
-    Attributes:
-        name: What the row is called.
-        encoder: `(hidden, pixels)`.
-        decoder: The decoder's weight, transposed back: same shape.
-    """
-
-    name: str
-    encoder: np.ndarray
-    decoder: np.ndarray
-
-    @property
-    def largest_difference(self) -> float:
-        """The largest absolute difference between the two."""
-        return float(np.abs(self.encoder - self.decoder).max())
-
-
-@dataclass(frozen=True)
-class ImageRow:
-    """A row of square images `(count, side * side)`, brightness 0..1, with a label."""
-
-    label: str
-    images: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -64,57 +34,6 @@ class Curve:
 
     label: str
     values: Sequence[float]
-
-
-def mosaic(images: np.ndarray, columns: int, empty: float = np.nan) -> np.ndarray:
-    """Lay square images out in a grid with a gap of one pixel.
-
-    Shapes:
-        images: `(count, side * side)`; returns `(rows * (side + 1) - 1, columns * (side + 1) - 1)`.
-
-    Example:
-        >>> mosaic(np.zeros((3, 4)), columns=2).shape
-        (5, 5)
-    """
-    count, side = len(images), round(images.shape[1] ** 0.5)
-    rows = -(-count // columns)
-    grid = np.full((rows * columns, side + GAP, side + GAP), float(empty))
-    grid[:count, :side, :side] = images.reshape(count, side, side)
-    tiled = grid.reshape(rows, columns, side + GAP, side + GAP).swapaxes(1, 2)
-    return tiled.reshape(rows * (side + GAP), columns * (side + GAP))[:-GAP, :-GAP]
-
-
-def filters(pairs: Sequence[FilterPair], title: str, columns: int = 4) -> bytes:
-    """Draw encoder filters, decoder filters and their difference, one row per pair, on one color scale.
-
-    The scale ends at the 99.5th percentile of the absolute weights, so that single outliers do not pale
-    all others.
-    """
-    figure = figure_of(9, 0.9 + 2.75 * len(pairs))
-    axes = np.atleast_2d(figure.subplots(len(pairs), 3))
-    scale = max(float(np.quantile(np.abs([pair.encoder, pair.decoder]), 0.995)) for pair in pairs)
-    colors = {"cmap": "RdBu_r", "vmin": -scale, "vmax": scale}
-    for row, pair in zip(axes, pairs, strict=True):
-        for axis, values in zip(row, (pair.encoder, pair.decoder, pair.encoder - pair.decoder), strict=True):
-            axis.imshow(mosaic(values, columns), **colors)
-            _bare(axis)
-        row[0].set_ylabel(pair.name, color=INK, fontsize=10)
-        row[2].set_xlabel(f"largest |difference| = {pair.largest_difference:.2g}", color=INK, fontsize=10)
-    for axis, heading in zip(axes[0], HEADINGS, strict=True):
-        axis.set_title(heading, color=QUIET, fontsize=10)
-    figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.4, aspect=30, extend="both", label="weight")
-    return png(figure, title)
-
-
-def image_rows(rows: Sequence[ImageRow], title: str) -> bytes:
-    """Draw rows of images under one another, on one brightness scale 0..1."""
-    figure = figure_of(10, 0.7 + 1.0 * len(rows))
-    axes = np.atleast_1d(figure.subplots(len(rows), 1))
-    for axis, row in zip(axes, rows, strict=True):
-        axis.imshow(mosaic(row.images, len(row.images), empty=0), cmap="gray_r", vmin=0, vmax=1)
-        axis.set_ylabel(row.label, rotation=0, ha="right", va="center", color=INK, fontsize=10)
-        _bare(axis)
-    return png(figure, title)
 
 
 def curves(lines: Sequence[Curve], title: str, *, ylabel: str) -> bytes:
@@ -176,7 +95,8 @@ def figure_of(width_inches: float, height_inches: float) -> Figure:
     return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
 
 
-def _bare(axis: Axes) -> None:
+def bare(axis: Axes) -> None:
+    """Leave nothing of an axis but what is drawn on it."""
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,9 +21,13 @@ from tied.binding import tie
 from tied.nn import TiedAutoencoder
 from tied.study.reference import HIDDEN, PIXELS
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 class Autoencoder(nn.Module):
-    """One hidden layer: `decode(encode(x)) = V tanh(W x + b) + c`.
+    """One hidden layer: `decode(encode(x)) = V tanh(W x + b) + c`, where V starts with the values of Wᵀ.
+
+    Xavier's scale is the same for a matrix and its transpose, so neither side starts better.
 
     Shapes:
         x: `(batch, 64)`; W = `encoder.weight`: `(16, 64)`; V = `decoder.weight`: `(64, 16)`.
@@ -31,6 +37,9 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = nn.Linear(PIXELS, HIDDEN)
         self.decoder = nn.Linear(HIDDEN, PIXELS)
+        nn.init.xavier_uniform_(self.encoder.weight)
+        with torch.no_grad():
+            self.decoder.weight.copy_(self.encoder.weight.t())
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Map images `(batch, 64)` to codes `(batch, 16)`."""
@@ -45,18 +54,15 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(images))
 
 
-def start(seed: int, dtype: torch.dtype = torch.float32) -> Autoencoder:
-    """Build the model that every recipe starts from: `decoder.weight` has the values of `encoder.weight.T`.
-
-    Xavier's scale is the same for a matrix and its transpose, so neither side starts better.
-    """
+def built(model: Callable[[], Model], seed: int, dtype: torch.dtype = torch.float32) -> Model:
+    """Build a model with the random numbers of `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Autoencoder()
-        nn.init.xavier_uniform_(model.encoder.weight)
-    with torch.no_grad():
-        model.decoder.weight.copy_(model.encoder.weight.t())
-    return model.to(dtype)
+        return model().to(dtype)
+
+
+start = partial(built, Autoencoder)
+"""Builds the model that every recipe starts from, of a seed and in a dtype."""
 
 
 def assignment(model: Autoencoder) -> nn.Module:

@@ -29,12 +29,12 @@ def optimizer_for(parameters: Iterable[torch.Tensor]) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> float:
-    """Take one step with gradient clipping; returns the gradient norm before clipping."""
+def clipped_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], most: float = CLIP_NORM) -> float:
+    """Take one step with the gradient's norm clipped to `most`; returns the norm before clipping."""
     optimizer.zero_grad()
     loss().backward()
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(held, CLIP_NORM)
+    norm = nn.utils.clip_grad_norm_(held, most)
     optimizer.step()
     return float(norm)
 

@@ -2,20 +2,20 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from tied.reporting.table import to_text
 from tied.show.pictures import MissingPackageError
-from tied.study.demo import output_folder as folder_module
-from tied.study.demo.output_folder import prepare, write_data, write_pictures
 from tied.study.demo.pictures import gallery
 from tied.study.demo.properties import Properties
 from tied.study.demo.record import DRIFTED, Plan, Record, Run, StepTimes
+from tied.study.demo.report import results, sentences, write_data, write_pictures
 from tied.study.demo.run import demo, jobs, one_of_each
-from tied.study.demo.tables import price, results, sentences
 from tied.study.digits import load
+from tied.study.output_folder import prepare
 from tied.study.progress import Progress
 from tied.study.recipes import ALL, TIED, UNTIED
 
@@ -90,14 +90,14 @@ def test_sentences_carry_the_figures_of_the_run(record):
     text = "\n".join(sentences(record))
     assert "TypeError: cannot assign" in text
     assert "Wrong without any error message: nn.Parameter(w.t()), .data alias, hook that copies." in text
-    assert f"a held-out error {price(record)} than untied, with 1,104 parameters instead of 2,128" in text
+    assert f"a held-out error {record.price()} than untied, with 1,104 parameters instead of 2,128" in text
     assert "0 for tied" in text
 
 
 @pytest.mark.parametrize(("tied", "expected"), [(3.0, "50.0% higher"), (1.0, "50.0% lower")])
 def test_price_is_told_whichever_way_it_comes_out(record, monkeypatch, tied, expected):
     monkeypatch.setattr(Record, "errors", lambda self, name: [tied if name == TIED.name else 2.0])
-    assert price(record) == expected
+    assert record.price() == expected
 
 
 def test_nothing_known_nothing_said():
@@ -117,7 +117,7 @@ def test_half_known_is_half_shown(record):
     partial.interrupted = True
     rows = {row[0].text: [cell.text for cell in row] for row in results(partial).rows}
     assert rows["tied"][-1] == rows["untied baseline"][-2] == "-"
-    assert price(partial) == ""
+    assert partial.price() == ""
     assert set(gallery(partial)) == set(PICTURES)
     assert partial.to_json()["interrupted"] is True
 
@@ -149,7 +149,7 @@ def test_interrupted_write_leaves_the_old_file(record, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_module.Path, "replace", interrupt)
+    monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_data(Record(Plan()), tmp_path)
     assert (tmp_path / "results.json").read_text() == before

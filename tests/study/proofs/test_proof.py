@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tied.study.proofs.proof import Band, Control, Finding, Outcome, at_least, at_most, exactly
+from tied.study.proofs.proof import Band, Control, Measurement, Outcome, at_least, at_most, exactly
 
 NAN, INF = math.nan, math.inf
 
@@ -37,14 +37,14 @@ def test_band(band, inside, outside, text):
     ],
 )
 def test_a_claim_is_proven_if_it_holds_and_its_control_fails(measured, control, holds, fails):
-    finding = Finding("it is small", measured, at_most(1), Control("made large", control))
-    assert (finding.claim_holds, finding.control_fails) == (holds, fails)
-    assert finding.proven == (holds and fails)
+    measurement = Measurement("it is small", measured, at_most(1), Control("made large", control))
+    assert (measurement.claim_holds, measurement.control_fails) == (holds, fails)
+    assert measurement.proven == (holds and fails)
 
 
 def test_json():
-    finding = Finding("it is small", 0.5, at_most(1), Control("made large", 2.0), note="It costs.")
-    assert Outcome("size", finding, 0.25).to_json() == {
+    measurement = Measurement("it is small", 0.5, at_most(1), Control("made large", 2.0), note="It costs.")
+    assert Outcome("size", measurement, 0.25).to_json() == {
         "proof": "size",
         "claim": "it is small",
         "measured": 0.5,
@@ -58,7 +58,7 @@ def test_json():
 
 def test_json_of_what_is_no_number_is_json():
     """JSON knows no NaN: readers in other languages refuse it."""
-    lost = Outcome("size", Finding("it is small", NAN, at_most(1), Control("made large", INF)), 0.25)
+    lost = Outcome("size", Measurement("it is small", NAN, at_most(1), Control("made large", INF)), 0.25)
     text = json.dumps(lost.to_json(), allow_nan=False)
     assert json.loads(text)["measured"] is None
     assert json.loads(text)["control"]["measured"] is None

@@ -19,35 +19,35 @@ from tied.study.proofs import (
 from tied.study.proofs.proof import Proof
 from tied.study.recipes import SECOND_PARAMETER, UNTIED
 
-FINDINGS: dict[str, list] = {}
+MEASUREMENTS: dict[str, list] = {}
 
 
-def findings(proof: Proof) -> list:
+def measurements(proof: Proof) -> list:
     """Measure each proof once for all tests."""
-    if proof.name not in FINDINGS:
-        FINDINGS[proof.name] = list(proof.measure())
-    return FINDINGS[proof.name]
+    if proof.name not in MEASUREMENTS:
+        MEASUREMENTS[proof.name] = list(proof.measure())
+    return MEASUREMENTS[proof.name]
 
 
 @pytest.mark.parametrize("proof", catalogue.PROOFS, ids=lambda proof: proof.name)
 def test_every_claim_is_proven(proof):
-    found = findings(proof)
+    found = measurements(proof)
     assert found
-    for finding in found:
-        assert finding.proven, finding
+    for measurement in found:
+        assert measurement.proven, measurement
 
 
 @pytest.mark.parametrize("proof", catalogue.PROOFS, ids=lambda proof: proof.name)
 def test_words_fit_the_table(proof):
     assert len(f"{proof.name}: {proof.title}") <= 62
-    for finding in findings(proof):
-        assert len(finding.claim) <= 60
-        assert len(finding.control.what) <= 48
+    for measurement in measurements(proof):
+        assert len(measurement.claim) <= 60
+        assert len(measurement.control.what) <= 48
 
 
 def test_names_and_claims_are_unique():
     names = [proof.name for proof in catalogue.PROOFS]
-    claims = [finding.claim for proof in catalogue.PROOFS for finding in findings(proof)]
+    claims = [measurement.claim for proof in catalogue.PROOFS for measurement in measurements(proof)]
     assert len(set(names)) == len(names)
     assert len(set(claims)) == len(claims)
 
@@ -56,7 +56,7 @@ def test_names_and_claims_are_unique():
 
 
 def proven(measure) -> list[bool]:
-    return [finding.proven for finding in measure()]
+    return [measurement.proven for measurement in measure()]
 
 
 def test_a_cut_tie_is_no_adjoint(monkeypatch):

@@ -1,21 +1,21 @@
-"""The run: order, time, a proof that breaks off; and the report of made-up findings, whole."""
+"""The run: order, time, a proof that breaks off; and the report of made-up measurements, whole."""
 
 import json
 import math
 
 from tied.reporting.table import to_text
 from tied.study.progress import Progress
-from tied.study.proofs.proof import Control, Finding, Outcome, Proof, at_most, exactly
+from tied.study.proofs.proof import Control, Measurement, Outcome, Proof, at_most, exactly
 from tied.study.proofs.report import Record, sentences, table
 from tied.study.proofs.run import run
 
-SMALL = Finding("it is small", 1e-15, at_most(1e-12), Control("made large", 0.25), note="It costs half.")
-MISSED = Finding("it is one", 0.5, exactly(1), Control("made two", 2.0))
-HOLLOW = Finding("it is below two", 1.0, at_most(2), Control("made smaller", 0.5))
+SMALL = Measurement("it is small", 1e-15, at_most(1e-12), Control("made large", 0.25), note="It costs half.")
+MISSED = Measurement("it is one", 0.5, exactly(1), Control("made two", 2.0))
+HOLLOW = Measurement("it is below two", 1.0, at_most(2), Control("made smaller", 0.5))
 
 
-def of(*findings):
-    return lambda: iter(findings)
+def of(*measurements):
+    return lambda: iter(measurements)
 
 
 def breaks():

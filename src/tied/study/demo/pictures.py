@@ -1,6 +1,6 @@
 """The demo's pictures, from its findings.
 
-Owns: what each picture shows and what its title says. Must not draw: `tied.show.pictures` does.
+Owns: what each picture shows and what its title says. Must not draw: `tied.show` does. Read next: `report.py`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 
-from tied.show import pictures
-from tied.show.pictures import Curve, FilterPair, ImageRow
+from tied.show import panels, pictures
+from tied.show.panels import FilterPair, Panel
+from tied.show.pictures import Curve
 from tied.study.demo.record import DRIFTED, Record, Run
-from tied.study.demo.tables import price
 from tied.study.recipes import COPY_HOOK, SECOND_PARAMETER, TIED, UNTIED
 
 SAME_CURVE = 1e-3
 """Curves that stay within this relative distance in every epoch are drawn as one."""
+SHAPE = (-1, 1, 8, 8)
+CAPTIONS = {
+    "filters.png": "Filters: rows of the encoder's weight, columns of the decoder's, and their difference",
+    "reconstructions.png": "Held-out digits and their reconstructions",
+    "loss.png": "Held-out error over the epochs",
+}
 
 
 def gallery(record: Record) -> dict[str, bytes]:
@@ -39,17 +46,17 @@ def _runs(record: Record, *names: str) -> list[Run]:
 
 def draw_filters(record: Record) -> bytes:
     """Draw the filters of tied, of a cut tie and of untied, with the differences."""
-    pairs = [_pair(run) for run in _runs(record, TIED.name, DRIFTED, UNTIED.name)]
+    pairs = [_filters(run) for run in _runs(record, TIED.name, DRIFTED, UNTIED.name)]
     if not pairs:
         return b""
     exact = [pair for pair in pairs if pair.largest_difference == 0]
     title = "Tied: the decoder's filters are the encoder's, not merely alike" if exact else "Filters"
-    return pictures.filters(pairs, title)
+    return panels.filters(pairs, title, columns=4)
 
 
-def _pair(run: Run) -> FilterPair:
-    name = run.recipe.replace(", ", ",\n")
-    return FilterPair(name, run.parts.weight.numpy(), run.parts.decoder_weight.t().numpy())
+def _filters(run: Run) -> FilterPair:
+    encoder, decoder = (weight.reshape(SHAPE).numpy() for weight in (run.parts.weight, run.parts.decoder_weight.t()))
+    return FilterPair(run.recipe.replace(", ", ",\n"), encoder, decoder)
 
 
 def draw_reconstructions(record: Record) -> bytes:
@@ -57,14 +64,16 @@ def draw_reconstructions(record: Record) -> bytes:
     runs = _runs(record, TIED.name, UNTIED.name, SECOND_PARAMETER.name, COPY_HOOK.name)
     if not runs:
         return b""
-    rows = [ImageRow("held-out originals", runs[0].sample.images.numpy())]
-    rows += [ImageRow(_label(run), run.reconstructions.numpy()) for run in runs]
-    compared = f": tied has an error {price(record)} than untied" if price(record) else ""
-    return pictures.image_rows(rows, f"Held-out digits and what the models make of them{compared}")
+    rows = [_dark_on_white("held-out originals", runs[0].sample.images)]
+    for run in runs:
+        label = f"{run.recipe}\nerror ×10³ {run.held_out_error * 1000:.2f}"
+        rows.append(_dark_on_white(label, run.reconstructions))
+    compared = f": tied has an error {record.price()} than untied" if record.price() else ""
+    return panels.samples(rows, f"Held-out digits and what the models make of them{compared}")
 
 
-def _label(run: Run) -> str:
-    return f"{run.recipe}\nerror ×10³ {run.held_out_error * 1000:.2f}"
+def _dark_on_white(label: str, images: torch.Tensor) -> Panel:
+    return Panel(label, (1 - images).reshape(SHAPE).numpy())
 
 
 def draw_curves(record: Record) -> bytes:

@@ -1,6 +1,6 @@
 """What each recipe is worth, measured.
 
-Owns: the properties of one recipe. Must not print, nor train to the end. Read next: `study/digits_training.py`.
+Owns: the properties of one recipe. Must not print, nor train to the end. Read next: `survival.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tied.study import reference
+from tied.study.demo.survival import survival, trained_difference
 from tied.study.recipes import Recipe
-from tied.study.survival import survival, trained_difference
 
 COMPARED_STEPS = 20
 COMPARED_BATCH = 32

@@ -7,20 +7,20 @@ Read next: `run.py`, which makes the findings.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from tied.study.comparison import mean_and_deviation, tied_against_untied
 from tied.study.demo.properties import Properties
+from tied.study.demo.training import Epoch
 from tied.study.digits import CREDIT, Digits
-from tied.study.digits_training import Epoch, mean_and_deviation
-from tied.study.recipes import BY_NAME
+from tied.study.recipes import BY_NAME, TIED, UNTIED
 from tied.study.reference import Parts
+from tied.study.run_record import RunRecord, versions
 
-FORMAT_VERSION = 1
 DRIFTED = "nn.Parameter(w.t()), deep-copied half-way"
 """Name of the extra run that shows what becomes of a cut tie; it is no row of the table."""
 
@@ -84,24 +84,22 @@ Finding = Properties | StepTimes | Run
 
 
 @dataclass
-class Record:
+class Record(RunRecord[Finding]):
     """The findings of one run of the demo, in the order of the recipes."""
 
     plan: Plan
     properties: dict[str, Properties] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
     runs: dict[str, list[Run]] = field(default_factory=dict)
-    interrupted: bool = False
-    elapsed_seconds: float = 0.0
 
-    def add(self, finding: Finding) -> None:
+    def add(self, found: Finding) -> None:
         """Keep one finding."""
-        if isinstance(finding, Properties):
-            self.properties[finding.recipe] = finding
-        elif isinstance(finding, StepTimes):
-            self.milliseconds.update(finding.milliseconds)
+        if isinstance(found, Properties):
+            self.properties[found.recipe] = found
+        elif isinstance(found, StepTimes):
+            self.milliseconds.update(found.milliseconds)
         else:
-            self.runs.setdefault(finding.recipe, []).append(finding)
+            self.runs.setdefault(found.recipe, []).append(found)
 
     def errors(self, recipe: str) -> list[float]:
         """Return the held-out errors of a recipe, one per finished run."""
@@ -111,14 +109,19 @@ class Record:
         """Return the run of the first seed, if it is finished."""
         return next(iter(self.runs.get(recipe, [])), None)
 
+    def price(self) -> str:
+        """Compare the held-out errors of tied and untied; `""` before both are known."""
+        tied, untied = self.errors(TIED.name), self.errors(UNTIED.name)
+        return tied_against_untied(tied, untied) if tied and untied else ""
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but pixels and weights as plain values, ready for `json.dumps`."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "plan": dataclasses.asdict(self.plan),
             "interrupted": self.interrupted,
             "elapsed_seconds": self.elapsed_seconds,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
             "data": CREDIT,
             "recipes": [self._recipe(name) for name in self.properties],
         }

@@ -1,7 +1,7 @@
 """The demo: every recipe measured, timed and trained from the same start.
 
 Owns: the order of the work. Must not print, draw or write files: the caller gets findings one by one and
-may stop at any time. Read next: `tables.py` and `output_folder.py` for what is made of the findings.
+may stop at any time. Read next: `report.py` for what is made of the findings.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import nn
 
 from tied.study.demo.properties import properties
 from tied.study.demo.record import DRIFTED, Finding, Plan, Run, StepTimes
+from tied.study.demo.training import BATCH, Epoch, step_milliseconds, train
 from tied.study.digits import Digits, load, split
-from tied.study.digits_training import BATCH, Epoch, step_milliseconds, train
 from tied.study.progress import Progress
 from tied.study.recipes import ALL, RAW, SECOND_PARAMETER, Recipe
 from tied.study.reference import parts

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tied.study.matrix.subject import Missing, Subject
-from tied.study.reference import clipped_step, optimizer_for
+from tied.study.reference import clipped_step, mean_squared_error, optimizer_for
 
 STEPS = 3
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -82,11 +82,6 @@ def batch(subject: Subject, number: int) -> tuple[Tensor, Tensor]:
     return inputs, torch.randn(subject.kind.goal, generator=generator, dtype=subject.dtype)
 
 
-def loss(outputs: Tensor, goals: Tensor) -> Tensor:
-    """Average the squared difference."""
-    return (outputs - goals).square().mean()
-
-
 def bound(subject: Subject) -> float:
     """Return what counts as equal in the subject's dtype."""
     return BOUNDS[subject.dtype]
@@ -95,6 +90,12 @@ def bound(subject: Subject) -> float:
 def largest(difference: Tensor) -> float:
     """Return the largest absolute entry; infinite where there is one that is no number."""
     return float(difference.detach().abs().nan_to_num(nan=float("inf")).max())
+
+
+def relative(found: Tensor | None, expected: Tensor | None) -> float:
+    """Return the largest difference, relative to the largest entry expected; no gradient at all counts as zero."""
+    assert expected is not None
+    return largest(expected if found is None else found - expected) / largest(expected)
 
 
 def near(name: str, found: float, most: float, what: str) -> Check:
@@ -142,12 +143,10 @@ def gradient(subject: Subject) -> Check:
     source = subject.leaves()[subject.main]
     if not source.requires_grad:
         return Check("gradient", True, "the source is frozen")
-    loss(oracle(inputs), goals).backward()
+    mean_squared_error(oracle(inputs), goals).backward()
     subject.model.zero_grad()
-    loss(subject(inputs), goals).backward()
-    expected = oracle.leaves[subject.main].grad
-    assert expected is not None
-    found = largest(expected if source.grad is None else source.grad - expected) / largest(expected)
+    mean_squared_error(subject(inputs), goals).backward()
+    found = relative(source.grad, oracle.leaves[subject.main].grad)
     return near("gradient", found, bound(subject), "the source's gradient (relative)")
 
 
@@ -160,7 +159,7 @@ def training(
     for number in range(steps):
         inputs, goals = batch(subject, 10 + number)
         for optimizer, run in zip(optimizers, (subject, oracle), strict=True):
-            step(optimizer, lambda run=run, x=inputs, y=goals: loss(run(x), y))
+            step(optimizer, lambda run=run, x=inputs, y=goals: mean_squared_error(run(x), y))
     name = type(optimizers[0]).__name__
     return near("training", distance(subject, oracle), bound(subject), f"after {steps} steps of {name}, the model")
 

@@ -6,7 +6,6 @@ Owns: which columns and counts there are, and the words. Must not run or lay out
 from __future__ import annotations
 
 import inspect
-import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from textwrap import indent
@@ -19,8 +18,8 @@ from tied.reporting.table import Cell, Table, Tone
 from tied.study.matrix.kinds import KINDS, Kind
 from tied.study.matrix.known_results import Difference, Expectation
 from tied.study.matrix.row import STATES, Outcome, Row, State
+from tied.study.run_record import RunRecord
 
-FORMAT_VERSION = 1
 TONES: Mapping[State, Tone] = {"ok": "good", "refused": "good", "wrong": "bad", "error": "plain"}
 COUNTED: Mapping[str, tuple[State, ...]] = {
     "ok": ("ok", "refused"),
@@ -33,26 +32,22 @@ COUNTED: Mapping[str, tuple[State, ...]] = {
 
 
 @dataclass
-class Record:
+class Record(RunRecord[Outcome]):
     """The outcomes so far.
 
     Attributes:
         rows: What is run, in the order of the table.
         expectation: What is known of torch.
         outcomes: By kind, row and recipe.
-        interrupted: Whether the run was stopped.
-        elapsed_seconds: How long it took.
     """
 
     rows: tuple[Row, ...]
     expectation: Expectation
     outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict[tuple[str, str, str], Outcome])
-    interrupted: bool = False
-    elapsed_seconds: float = 0.0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, found: Outcome) -> None:
         """Keep one outcome."""
-        self.outcomes[outcome.kind, outcome.row, outcome.recipe] = outcome
+        self.outcomes[found.kind, found.row, found.recipe] = found
 
     def in_order(self) -> list[Outcome]:
         """Return the outcomes in the order of the table."""
@@ -86,10 +81,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return plain values, ready for `json.dumps`."""
         return {
-            "format_version": FORMAT_VERSION,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "interrupted": self.interrupted,
-            "elapsed_seconds": self.elapsed_seconds,
+            **super().to_json(),
             "states": dict(STATES),
             "rows": [{"name": row.name, "theme": row.theme, "what": row.what} for row in self.rows],
             "recipes": [_recipe(self, kind, index) for kind in self.kinds() for index in range(len(kind.columns))],

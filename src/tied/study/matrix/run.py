@@ -14,21 +14,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.util import find_spec
 from typing import IO, TypeVar, cast
 
 from tied.errors import AddressError, nearest
+from tied.study.matrix import cell_server, rows
 from tied.study.matrix.kinds import KINDS, Column, Kind
 from tied.study.matrix.row import Outcome, Row
 from tied.study.progress import Progress
 
-REGISTRY = "tied.study.matrix.rows"
+REGISTRY = rows.__name__
 JOBS = 2
 LIMIT_SECONDS = 60.0
-SERVER = "from tied.study.matrix.cell_server import main; main()"
+SERVER = f"from {cell_server.__name__} import main; main()"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Event = Progress | Outcome
@@ -180,16 +181,12 @@ def _not_run(cell: Cell) -> Outcome:
 @contextmanager
 def _server(plan: Plan, cells: Sequence[Cell]) -> Generator[Iterator[bytes]]:
     """Start the server with its request, and end it, however this ends."""
-    request = {
-        "cells": [[cell.kind.name, cell.row.name, cell.column.key] for cell in cells],
-        "registry": plan.registry,
-        "jobs": plan.jobs,
-        "limit_seconds": plan.limit_seconds,
-    }
+    names = [[cell.kind.name, cell.row.name, cell.column.key] for cell in cells]
+    request = cell_server.Request(names, plan.registry, plan.jobs, plan.limit_seconds)
     with tempfile.TemporaryFile() as said, _process(said) as process:
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # if it died, its answers will be missing
-            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
             process.stdin.flush()
         yield _answers(process, said, len(cells))
 

@@ -6,18 +6,21 @@ Must not judge. Read next: `kinds.py`.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tied.binding import tie
+from tied.study.recipes import built
 from tied.study.reference import HIDDEN
 
 WORDS = 40
 
 
 class WordModel(nn.Module):
-    """From a word to scores of the next one: `head(tanh(embed(t)))`.
+    """From a word to scores of the next one: `head(tanh(embed(t)))`; both weights start with the same values.
 
     Shapes:
         tokens: `(batch,)`; `embed.weight` and `head.weight`: `(40, 16)`; scores: `(batch, 40)`.
@@ -27,6 +30,9 @@ class WordModel(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(WORDS, HIDDEN)
         self.head = nn.Linear(HIDDEN, WORDS)
+        nn.init.xavier_uniform_(self.embed.weight)
+        with torch.no_grad():
+            self.head.weight.copy_(self.embed.weight)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Map words `(batch,)` to codes `(batch, 16)`."""
@@ -41,15 +47,8 @@ class WordModel(nn.Module):
         return self.decode(self.encode(tokens))
 
 
-def start(seed: int, dtype: torch.dtype = torch.float32) -> WordModel:
-    """Build the model that every recipe starts from: `head.weight` has the values of `embed.weight`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = WordModel()
-        nn.init.xavier_uniform_(model.embed.weight)
-    with torch.no_grad():
-        model.head.weight.copy_(model.embed.weight)
-    return model.to(dtype)
+start = partial(built, WordModel)
+"""Builds the model that every recipe starts from, of a seed and in a dtype."""
 
 
 def second_parameter(model: WordModel) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import nn
 
 from tied.nn import RevIN
 from tied.study.proofs.operators import EXACT, drawn
-from tied.study.proofs.proof import Control, Finding, at_most
+from tied.study.proofs.proof import Control, Measurement, at_most
 
 SERIES, MOMENTS, AHEAD, FEATURES = 8, 48, 12, 3
 GAIN, OFFSET = 1e-3, 20.0
@@ -63,17 +63,17 @@ def _return_error(there: RevIN, back: RevIN) -> float:
         return float((back.denormalize(normal, statistics) - series).abs().max() / series.abs().max())
 
 
-def forecasts_change_with_their_units() -> Iterator[Finding]:
+def forecasts_change_with_their_units() -> Iterator[Measurement]:
     """Change the units of a series, with and without shared statistics; go there and back, with one gain and two."""
     model = Forecaster()
-    yield Finding(
+    yield Measurement(
         "forecast of a·x + b = a·forecast of x + b, with RevIN",
         _unit_error(model),
         at_most(1e-9),
         Control("the network without RevIN", _unit_error(model.network)),
         note=f"a = {GAIN:g}, b = {OFFSET:g}; adding b rounds the series itself, so the band is not 1e-12.",
     )
-    yield Finding(
+    yield Measurement(
         "denormalize(normalize(x)) = x",
         _return_error(model.there, model.there),
         at_most(EXACT),

@@ -17,7 +17,7 @@ from torch import nn
 
 from tied.binding import tie_layers
 from tied.study.proofs.operators import EXACT, drawn
-from tied.study.proofs.proof import Control, Finding, at_most, exactly
+from tied.study.proofs.proof import Control, Measurement, at_most, exactly
 
 USES, WIDTH, ROWS, STEPS = 4, 6, 32, 50
 LEARNING_RATE = 0.1
@@ -92,17 +92,17 @@ def _apart(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left - right).abs().max())
 
 
-def tied_training_is_projected_training() -> Iterator[Finding]:
+def tied_training_is_projected_training() -> Iterator[Measurement]:
     """Compare tied and projected SGD, and Adam on the sum and on the mean of the gradients."""
     projected = _projected_sgd(LEARNING_RATE)
-    yield Finding(
+    yield Measurement(
         f"tied SGD at η/{USES} is projected SGD at η: {STEPS} steps",
         _apart(_tied_sgd(LEARNING_RATE / USES), projected),
         at_most(EXACT),
         Control("tied SGD at η", _apart(_tied_sgd(LEARNING_RATE), projected)),
     )
     total = _tied_adam(share=1, epsilon=0)
-    yield Finding(
+    yield Measurement(
         f"Adam at ε=0 is the same for sum and mean: {ADAM_STEPS} steps",
         _apart(total, _tied_adam(share=1 / USES, epsilon=0)),
         exactly(0),

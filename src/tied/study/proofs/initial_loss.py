@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tied.nn import TiedEmbedding
 from tied.study.proofs.operators import drawn, seeded
-from tied.study.proofs.proof import Band, Control, Finding
+from tied.study.proofs.proof import Band, Control, Measurement
 
 WORDS, WIDTH, TOKENS = 5000, 128, 512
 
@@ -26,13 +26,13 @@ def _first_loss(weight: torch.Tensor) -> float:
     return float(F.cross_entropy(hidden @ weight.detach().double().T, targets))
 
 
-def first_loss_is_that_of_a_guess() -> Iterator[Finding]:
+def first_loss_is_that_of_a_guess() -> Iterator[Measurement]:
     """Compare the first loss with ln V, for our start and for the one that `nn.Embedding` has."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ours, torchs = TiedEmbedding(WORDS, WIDTH), nn.Embedding(WORDS, WIDTH)
     ours, theirs = _first_loss(ours.weight), _first_loss(torchs.weight)
-    yield Finding(
+    yield Measurement(
         "first loss of a tied head, less ln V",
         ours - math.log(WORDS),
         Band(0, 1),

@@ -13,7 +13,7 @@ from torch import nn
 
 from tied.algebra import Expression, parse
 from tied.binding import tie
-from tied.study.proofs.proof import Control, Finding, at_most
+from tied.study.proofs.proof import Control, Measurement, at_most
 
 EXACT = 1e-12
 CHANNELS, SIDE = 3, 9
@@ -73,9 +73,9 @@ class Mirror(nn.Module):
             return _off((image * self.up(code)).sum(), (self.down(image) * code).sum())
 
 
-def transposed_convolution_is_the_adjoint() -> Iterator[Finding]:
+def transposed_convolution_is_the_adjoint() -> Iterator[Measurement]:
     """Test ⟨conv(x), y⟩ = ⟨x, convT(y)⟩ with one weight in both."""
-    yield Finding(
+    yield Measurement(
         "⟨conv(x), y⟩ = ⟨x, convT(y)⟩ with one weight",
         Mirror("down.weight").gap(),
         at_most(EXACT),
@@ -119,12 +119,12 @@ def _against_conv1d(index: torch.Tensor) -> tuple[float, float]:
     return _off(output.detach(), expected.detach()), _off(gradient, oracle)
 
 
-def toeplitz_is_convolution() -> Iterator[Finding]:
+def toeplitz_is_convolution() -> Iterator[Measurement]:
     """Compare a linear layer, tied by an index to a vector, with torch's convolution."""
     right, wrong = _against_conv1d(toeplitz_index()), _against_conv1d(toeplitz_index(reverse=True))
     reason = "taps in reverse order"
-    yield Finding("a Toeplitz-tied layer is conv1d: output", right[0], at_most(EXACT), Control(reason, wrong[0]))
-    yield Finding("a Toeplitz-tied layer is conv1d: gradient", right[1], at_most(EXACT), Control(reason, wrong[1]))
+    yield Measurement("a Toeplitz-tied layer is conv1d: output", right[0], at_most(EXACT), Control(reason, wrong[0]))
+    yield Measurement("a Toeplitz-tied layer is conv1d: gradient", right[1], at_most(EXACT), Control(reason, wrong[1]))
 
 
 # The gradient of a tie is the adjoint of its transform
@@ -154,11 +154,11 @@ def _adjoint_gap(text: str, backward: Callable[[torch.Tensor], torch.Tensor]) ->
         return float((left - (model.w * backward(gradient)).sum()).abs() / (value.norm() * pull.norm()))
 
 
-def gradients_are_adjoints() -> Iterator[Finding]:
+def gradients_are_adjoints() -> Iterator[Measurement]:
     """Test ⟨A x, y⟩ = ⟨x, A* y⟩ for the linear transforms, A* being what autograd hands the source."""
     right = max(_adjoint_gap(text, lambda gradient: gradient) for text in LINEAR)
     wrong = min(_adjoint_gap(text, lambda gradient: gradient.flip(0)) for text in LINEAR)
-    yield Finding(
+    yield Measurement(
         f"⟨A x, y⟩ = ⟨x, gradient⟩ for {len(LINEAR)} transforms",
         right,
         at_most(EXACT),

@@ -20,7 +20,7 @@ from torch import nn
 
 from tied.nn import TiedAutoencoder
 from tied.study.digits import raw
-from tied.study.proofs.proof import Control, Finding, at_most
+from tied.study.proofs.proof import Control, Measurement, at_most
 
 PIXELS = 64
 CODES = 8
@@ -150,24 +150,24 @@ def relative(figure: float, truth: float) -> float:
     return abs(figure - truth) / abs(truth)
 
 
-def finds_pca() -> Iterator[Finding]:
+def finds_pca() -> Iterator[Measurement]:
     """Compare the trained weights with the eigenvectors of the covariance."""
     truth, tied, untied = principal(), fit(CODES, tie=True), fit(CODES, tie=False)
     best, leading = truth.discarded(CODES), truth.directions[:, :CODES]
-    yield Finding(
+    yield Measurement(
         "its error is the sum of the discarded eigenvalues",
         relative(tied.error, best),
         at_most(1e-8),
         Control("eigenvalues of one code less", relative(tied.error, truth.discarded(CODES - 1))),
     )
-    yield Finding(
+    yield Measurement(
         "its weight spans the principal directions: angle",
         largest_angle(leading, tied.encoder.T),
         at_most(1e-4),
         Control("encoder of the untied twin", largest_angle(leading, untied.encoder.T)),
         note=f"The untied twin reaches the same error (relative difference {relative(untied.error, best):.0e}).",
     )
-    yield Finding(
+    yield Measurement(
         "its rows are orthonormal, with no constraint",
         unevenness(tied.encoder),
         at_most(1e-5),
@@ -175,18 +175,18 @@ def finds_pca() -> Iterator[Finding]:
     )
 
 
-def decay_counts_per_use() -> Iterator[Finding]:
+def decay_counts_per_use() -> Iterator[Measurement]:
     """Compare weight decay λ on both weights of an untied autoencoder with 2λ on the one tied weight."""
     once, twice = fit(CODES, tie=True, decay=DECAY), fit(CODES, tie=True, decay=2 * DECAY)
     untied = fit(CODES, tie=False, decay=DECAY)
-    yield Finding(
+    yield Measurement(
         "untied with decay λ has the loss of tied with 2λ",
         relative(twice.loss, untied.loss),
         at_most(1e-6),
         Control("tied with λ", relative(once.loss, untied.loss)),
         note=f"Closed form of that loss: relative difference {relative(untied.loss, _closed_form()):.0e}.",
     )
-    yield Finding(
+    yield Measurement(
         "squared singular values are 1 - λ/eigenvalue",
         _shrinkage_error(twice),
         at_most(1e-6),

@@ -19,12 +19,12 @@ from torch import nn
 
 from tied.study.digits import load
 from tied.study.proofs.operators import EXACT
-from tied.study.proofs.proof import Control, Finding, at_most
+from tied.study.proofs.proof import Control, Measurement, at_most
 from tied.study.recipes import SECOND_PARAMETER, TIED, Recipe
-from tied.study.reference import Reference, mean_squared_error, parts
+from tied.study.reference import CLIP_NORM, Reference, clipped_step, mean_squared_error, parts
 
 STEPS, IMAGES = 20, 64
-CLIP_NORM, RATE, DECAY = 0.02, 0.1, 0.1
+RATE, DECAY = 0.1, 0.1
 MakeOptimizer = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "SGD with decay": partial(torch.optim.SGD, lr=RATE, weight_decay=DECAY),
@@ -45,33 +45,23 @@ def _leaves(oracle: Reference) -> list[torch.Tensor]:
     return [oracle.weight, oracle.encoder_bias, oracle.decoder_bias]
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float = math.inf) -> float:
-    """Take one step; returns the gradient norm before clipping."""
-    optimizer.zero_grad()
-    loss.backward()
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(held, clip)
-    optimizer.step()
-    return float(norm)
-
-
 def _apart(recipe: Recipe, make: MakeOptimizer, clip: float = math.inf) -> float:
     """Return the largest difference to the oracle after the steps."""
     model, images = recipe.model(0, torch.float64), _images()
     oracle = Reference(parts(model))
     mine, theirs = make(model.parameters()), make(_leaves(oracle))
     for _ in range(STEPS):
-        _step(mine, mean_squared_error(model(images), images), clip)
-        _step(theirs, oracle.loss(images), clip)
+        clipped_step(mine, lambda: mean_squared_error(model(images), images), clip)
+        clipped_step(theirs, lambda: oracle.loss(images), clip)
     return parts(model).largest_difference(oracle.parts())
 
 
-def _compared(claim: str, measure: Callable[[Recipe], float], note: str = "") -> Finding:
+def _compared(claim: str, measure: Callable[[Recipe], float], note: str = "") -> Measurement:
     control = Control(SECOND_PARAMETER.name, measure(SECOND_PARAMETER))
-    return Finding(claim, measure(TIED), at_most(EXACT), control, note)
+    return Measurement(claim, measure(TIED), at_most(EXACT), control, note)
 
 
-def trains_as_one_parameter() -> Iterator[Finding]:
+def trains_as_one_parameter() -> Iterator[Measurement]:
     """Compare tied, and as the control the popular recipe, with one parameter written by hand."""
     for name, make in OPTIMIZERS.items():
         yield _compared(f"{name}: {STEPS} steps as one parameter by hand", partial(_apart, make=make))
@@ -89,8 +79,9 @@ def _norm_gap(recipe: Recipe) -> float:
     """Return the relative difference of the gradient norm that clipping sees."""
     model, images = recipe.model(0, torch.float64), _images()
     oracle = Reference(parts(model))
-    mine = _step(torch.optim.SGD(model.parameters()), mean_squared_error(model(images), images))
-    truth = _step(torch.optim.SGD(_leaves(oracle)), oracle.loss(images))
+    optimizers = torch.optim.SGD(model.parameters()), torch.optim.SGD(_leaves(oracle))
+    mine = clipped_step(optimizers[0], lambda: mean_squared_error(model(images), images), math.inf)
+    truth = clipped_step(optimizers[1], lambda: oracle.loss(images), math.inf)
     return abs(mine - truth) / truth
 
 
@@ -98,11 +89,12 @@ def _spread_after(change: Callable[[nn.Module], nn.Module], recipe: Recipe) -> f
     """Change a model, then train it a step; returns how far the decoder is from the encoder, transposed."""
     model = change(recipe.model(0, torch.float64))
     images = _images().to(next(model.parameters()).dtype)
-    _step(torch.optim.SGD(model.parameters(), lr=RATE), mean_squared_error(model(images), images))
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    clipped_step(optimizer, lambda: mean_squared_error(model(images), images), math.inf)
     return parts(model).spread()
 
 
-def stays_tied() -> Iterator[Finding]:
+def stays_tied() -> Iterator[Measurement]:
     """Copy and cast the model, then train it a step: decoder and encoder must still be one."""
     for name, change in CHANGES.items():
         yield _compared(f"after {name} and a step, decoder = encoder.T", partial(_spread_after, change))

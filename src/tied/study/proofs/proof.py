@@ -67,7 +67,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Measurement:
     """One claim with its evidence.
 
     Attributes:
@@ -107,41 +107,41 @@ class Proof:
     Attributes:
         name: What `--only` and tables call it.
         title: What it is about, in one line.
-        measure: Yields the findings one by one; the same in every run.
+        measure: Yields the measurements one by one; the same in every run.
         source: Paper and section, where the claim has one.
     """
 
     name: str
     title: str
-    measure: Callable[[], Iterator[Finding]]
+    measure: Callable[[], Iterator[Measurement]]
     source: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finding of a run.
+    """A measured claim of a run.
 
     Attributes:
         proof: Name of the proof it belongs to.
-        finding: The finding.
+        finding: Its measurement.
         seconds: How long its measurement took, control included.
     """
 
     proof: str
-    finding: Finding
+    finding: Measurement
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, ready for `json.dumps`; an open end, and what is no number, is null."""
-        finding = self.finding
+        measurement = self.finding
         return {
             "proof": self.proof,
-            "claim": finding.claim,
-            "measured": _finite(finding.measured),
-            "band": [_finite(finding.band.low), _finite(finding.band.high)],
-            "control": {"what": finding.control.what, "measured": _finite(finding.control.measured)},
-            "proven": finding.proven,
-            "note": finding.note,
+            "claim": measurement.claim,
+            "measured": _finite(measurement.measured),
+            "band": [_finite(measurement.band.low), _finite(measurement.band.high)],
+            "control": {"what": measurement.control.what, "measured": _finite(measurement.control.measured)},
+            "proven": measurement.proven,
+            "note": measurement.note,
             "seconds": self.seconds,
         }
 

@@ -5,40 +5,33 @@ Owns: which columns there are, and the words. Must not measure or lay out.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from tied.reporting.table import Cell, Table
-from tied.study.proofs.proof import Finding, Outcome, Proof
+from tied.study.proofs.proof import Outcome, Proof
+from tied.study.run_record import RunRecord
 
-FORMAT_VERSION = 1
 HEADERS = ("claim", "measured", "band", "verdict", "s")
 BLANK = Cell("")
 
 
 @dataclass
-class Record:
+class Record(RunRecord[Outcome]):
     """The outcomes so far.
 
     Attributes:
         proofs: What is run.
         outcomes: In the order of the run.
-        interrupted: Whether the run was stopped.
-        elapsed_seconds: How long it took.
     """
 
     proofs: tuple[Proof, ...]
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
-    interrupted: bool = False
-    elapsed_seconds: float = 0.0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, found: Outcome) -> None:
         """Keep one outcome."""
-        self.outcomes.append(outcome)
+        self.outcomes.append(found)
 
     def missed(self) -> list[Outcome]:
         """Return the outcomes that prove nothing: out of the band, or with a control inside it."""
@@ -47,10 +40,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return plain values, ready for `json.dumps`."""
         return {
-            "format_version": FORMAT_VERSION,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "interrupted": self.interrupted,
-            "elapsed_seconds": self.elapsed_seconds,
+            **super().to_json(),
             "proven": not self.interrupted and not self.missed(),
             "proofs": [{"name": proof.name, "title": proof.title, "source": proof.source} for proof in self.proofs],
             "findings": [outcome.to_json() for outcome in self.outcomes],
@@ -73,34 +63,16 @@ def _rows(record: Record, proof: Proof) -> Iterator[tuple[Cell, ...]]:
     if mine:
         yield Cell(f"{proof.name}: {proof.title}"), *[BLANK] * (len(HEADERS) - 1)
     for outcome in mine:
-        finding = outcome.finding
+        one, control = outcome.finding, outcome.finding.control
+        verdict = Cell("holds", "good") if one.claim_holds else Cell("MISSED", "bad")
+        fate = Cell("fails", "good") if one.control_fails else Cell("DOES NOT FAIL", "bad")
         time = Cell(f"{outcome.seconds:.2f}")
-        yield (
-            Cell(f"  {finding.claim}"),
-            Cell(_figure(finding.measured)),
-            Cell(str(finding.band)),
-            _verdict(finding),
-            time,
-        )
-        yield (
-            Cell(f"    control: {finding.control.what}"),
-            Cell(_figure(finding.control.measured)),
-            BLANK,
-            _fate(finding),
-            BLANK,
-        )
+        yield Cell(f"  {one.claim}"), Cell(_figure(one.measured)), Cell(str(one.band)), verdict, time
+        yield Cell(f"    control: {control.what}"), Cell(_figure(control.measured)), BLANK, fate, BLANK
 
 
 def _figure(figure: float) -> str:
     return f"{figure:.2g}"
-
-
-def _verdict(finding: Finding) -> Cell:
-    return Cell("holds", "good") if finding.claim_holds else Cell("MISSED", "bad")
-
-
-def _fate(finding: Finding) -> Cell:
-    return Cell("fails", "good") if finding.control_fails else Cell("DOES NOT FAIL", "bad")
 
 
 def sentences(record: Record) -> list[str]:
@@ -112,7 +84,9 @@ def sentences(record: Record) -> list[str]:
 
 
 def _complaint(outcome: Outcome) -> str:
-    finding = outcome.finding
-    if not finding.claim_holds:
-        return f"{outcome.proof}: {finding.claim}: measured {_figure(finding.measured)}, band {finding.band}."
-    return f"{outcome.proof}: the control of '{finding.claim}' does not fail, so it proves nothing."
+    measurement = outcome.finding
+    if not measurement.claim_holds:
+        return (
+            f"{outcome.proof}: {measurement.claim}: measured {_figure(measurement.measured)}, band {measurement.band}."
+        )
+    return f"{outcome.proof}: the control of '{measurement.claim}' does not fail, so it proves nothing."

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tied.binding import tie
 from tied.study.digits import Digits, load
-from tied.study.proofs.proof import Control, Finding, exactly
+from tied.study.proofs.proof import Control, Measurement, exactly
 
 SIDE, TURNS, CHANNELS, CLASSES = 8, 4, 64, 10
 TRAINING = 898
@@ -150,17 +150,17 @@ def _part(which: torch.Tensor) -> float:
     return float(which.double().mean())
 
 
-def turned_digits_are_read_alike() -> Iterator[Finding]:
+def turned_digits_are_read_alike() -> Iterator[Measurement]:
     """Train a network tied over quarter turns, and its untied twin, on upright digits; then turn the digits."""
     tied, untied = reading(tied=True), reading(tied=False)
-    yield Finding(
+    yield Measurement(
         "trained upright, it reads turned digits alike",
         tied.agreement,
         exactly(1),
         Control("untied twin", untied.agreement),
         note=f"{tied.parameters:,} parameters instead of {untied.parameters:,}.",
     )
-    yield Finding(
+    yield Measurement(
         "accuracy lost by turning the digits",
         tied.upright - tied.turned,
         exactly(0),

@@ -1,4 +1,4 @@
-"""The run of the proofs, finding by finding.
+"""The run of the proofs, measurement by measurement.
 
 Owns: order, time, and what becomes of a proof that breaks off. Must not print. Read next: `report.py`.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tied.study.progress import Progress
-from tied.study.proofs.proof import Control, Finding, Outcome, Proof, at_most
+from tied.study.proofs.proof import Control, Measurement, Outcome, Proof, at_most
 
 Event = Progress | Outcome
 
@@ -34,14 +34,14 @@ def run(proofs: Sequence[Proof]) -> Iterator[Event]:
 
 def _timed(proof: Proof) -> Iterator[Outcome]:
     begin = time.perf_counter()
-    for finding in _guarded(proof):
-        yield Outcome(proof.name, finding, time.perf_counter() - begin)
+    for measurement in _guarded(proof):
+        yield Outcome(proof.name, measurement, time.perf_counter() - begin)
         begin = time.perf_counter()
 
 
-def _guarded(proof: Proof) -> Iterator[Finding]:
+def _guarded(proof: Proof) -> Iterator[Measurement]:
     try:
         yield from proof.measure()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        yield Finding("the proof runs to its end", math.nan, at_most(0), Control("not reached", math.nan), reason)
+        yield Measurement("the proof runs to its end", math.nan, at_most(0), Control("not reached", math.nan), reason)

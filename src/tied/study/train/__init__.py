@@ -6,13 +6,14 @@
     runs = compare(AutoencoderPlan(data="photos/", conv=True), seeds=3)
 
 Owns: plans, data, models, the loop on accelerate, checkpoints, and what is made of finished runs. Names are
-loaded when they are first used, so that the command line answers without torch. Read next: `plan.py`.
+loaded when they are first used, so that the command line answers without torch. Must not print. Read next: `plan.py`.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tied.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tied.study.train.errors import (
@@ -26,22 +27,10 @@ if TYPE_CHECKING:
     from tied.study.train.run import compare as compare, train as train
     from tied.study.train.samples import Samples as Samples
 
-_NAMES = {
-    "plan": "AutoencoderPlan LanguagePlan",
-    "errors": "DataError DivergedError FolderError MissingPackageError PlanError",
-    "run": "compare train",
-    "samples": "Samples",
+_HOMES = {
+    "tied.study.train.plan": "AutoencoderPlan LanguagePlan",
+    "tied.study.train.errors": "DataError DivergedError FolderError MissingPackageError PlanError",
+    "tied.study.train.run": "compare train",
+    "tied.study.train.samples": "Samples",
 }
-_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

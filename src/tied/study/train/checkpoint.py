@@ -83,11 +83,6 @@ def restore(training: Training, folder: Path) -> bool:
         state = torch.load(found[-1] / TRAINING, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, KeyError) as error:
         raise unreadable(found[-1] / TRAINING, str(error).split("\n")[0]) from None
-    read_model(training.processes.plain(training.model), found[-1])
+    load(training.processes.plain(training.model), found[-1] / MODEL)
     training.restore(state)
     return True
-
-
-def read_model(model: nn.Module, folder: Path) -> None:
-    """Load the weights of a folder into a model of the same plan."""
-    load(model, folder / MODEL)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tied.study.demo.output_folder import prepare, write_whole
+from tied.study.output_folder import prepare, write_json
 from tied.study.train.autoencoder import AutoencoderTask
 from tied.study.train.errors import FolderError, PlanError
 from tied.study.train.language import LanguageTask
@@ -165,7 +165,7 @@ def write_plan(job: Job, data: Data) -> None:
     """
     if job.out is not None:
         prepare(job.out)
-        write_whole(job.out / PLAN, (json.dumps(_described(job, data), indent=2) + "\n").encode())
+        write_json(job.out / PLAN, _described(job, data))
 
 
 def _described(job: Job, data: Data) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The training loop: one model, step by step, from any step on.
 
-Owns: steps, epochs, early stopping. Must not write files or know what is trained. Read next: `checkpoint.py`.
+Owns: steps, epochs, early stopping, and the finished `Run`. Must not write files or know what is trained.
+Read next: `checkpoint.py`.
 
 Law: the state behind a step is a function of the plan and the number of the step. Orders, noise and dropout
 come from seeds made of those numbers, so that a run that was broken off goes on as if it had not been.
@@ -51,6 +52,32 @@ class Tick:
     """A sign of life between epochs: steps taken."""
 
     step: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model.
+
+    Attributes:
+        plan: How it was trained.
+        task: On what.
+        model: The model, on the CPU, in evaluation mode.
+        epochs: The figures along the way.
+        result: The epoch whose weights the model has.
+        parameters: How many numbers were trained.
+    """
+
+    plan: Plan
+    task: Task
+    model: nn.Module
+    epochs: tuple[Epoch, ...]
+    result: Epoch
+    parameters: int
+
+    @property
+    def held_out(self) -> float:
+        """The figure on data that was never trained on: the error, or the perplexity."""
+        return self.result.held_out
 
 
 class Interrupted(Exception):
@@ -182,12 +209,12 @@ class Training:
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.best_weights = state["best_weights"]
 
-    def finished_model(self) -> nn.Module:
-        """Return the trained model on the CPU, ready for use: the last one, or with patience the best one."""
+    def finished(self) -> Run:
+        """Return the run with its model on the CPU, ready for use: the last one, or with patience the best one."""
         model = self.processes.plain(self.model).cpu().eval()
         if self.best_weights:
             model.load_state_dict(self.best_weights)
-        return model
+        return Run(self.plan, self.task, model, tuple(self.epochs), self.result, self.parameters)
 
 
 def _diverged(plan: Plan, epoch: int) -> DivergedError:

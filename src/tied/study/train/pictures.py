@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from tied.show import panels, pictures
-from tied.show.panels import Panel, Points
+from tied.show.panels import FilterPair, Panel, Points
 from tied.show.pictures import Curve
 from tied.study.train.autoencoder import Autoencoder, AutoencoderTask
-from tied.study.train.run import Run
+from tied.study.train.loop import Run
 from tied.study.train.task import generator
 
 SHOWN = 10
@@ -43,24 +43,13 @@ def first_of_each(runs: Sequence[Run]) -> list[Run]:
     return list({run.plan.tie: run for run in reversed(runs)}.values())[::-1]
 
 
-def word(run: Run) -> str:
-    """Return how a run is tied, in a word."""
-    return "tied" if run.plan.tie else "untied"
-
-
 def draw_filters(runs: Sequence[Run]) -> bytes:
     """Draw the first layer's weights, the last one's, and their difference."""
-    rows: list[list[Panel]] = []
-    for run in runs:
-        if isinstance(run.model, Autoencoder):
-            first, last = (weight.numpy() for weight in run.model.filters())
-            gap = np.abs(first - last).max()
-            names = ("encoder", "decoder, transposed back", "difference")
-            notes = ("", "", f"largest |difference| = {gap:.2g}")
-            values = (first, last, first - last)
-            rows.append([Panel(f"{word(run)}: {n}", v, note) for n, v, note in zip(names, values, notes, strict=True)])
-    title = "Filters of the first layer and of the last, one for each hidden unit"
-    return panels.weights(rows, title) if rows else b""
+    models = [(run.plan.word, run.model) for run in runs if isinstance(run.model, Autoencoder)]
+    pairs = [FilterPair(word, *(weight.numpy() for weight in model.filters())) for word, model in models]
+    return (
+        panels.filters(pairs, "Filters of the first layer and of the last, one for each hidden unit") if pairs else b""
+    )
 
 
 @torch.no_grad()
@@ -75,7 +64,7 @@ def draw_reconstructions(runs: Sequence[Run]) -> bytes:
         if not shown:
             shown += [Panel("held out", clean.numpy())]
             shown += [Panel("as shown", inputs.numpy())] if run.task.plan.denoise else []
-        shown.append(Panel(f"{word(run)}\nerror {run.held_out:.3g}", run.model(inputs).numpy()))
+        shown.append(Panel(f"{run.plan.word}\nerror {run.held_out:.3g}", run.model(inputs).numpy()))
     return panels.samples(shown, "Held-out samples and what the models make of them") if shown else b""
 
 
@@ -87,7 +76,7 @@ def draw_codes(runs: Sequence[Run]) -> bytes:
         if isinstance(run.model, Autoencoder) and isinstance(run.task, AutoencoderTask):
             codes = run.model.encode(run.task.held_out).double().numpy()
             samples = run.task.shown
-            clouds.append(Points(word(run), principal_plane(codes), samples.labels.numpy(), samples.names))
+            clouds.append(Points(run.plan.word, principal_plane(codes), samples.labels.numpy(), samples.names))
     return panels.planes(clouds, "Codes of held-out samples, principal plane") if clouds else b""
 
 
@@ -116,7 +105,7 @@ def _curves(one: Run, runs: Sequence[Run]) -> list[Curve]:
     together = list(zip(*alike, strict=False))  # with patience, runs may end at different epochs
     held_out = [statistics.fmean(epoch.held_out for epoch in epochs) for epochs in together]
     training = [statistics.fmean(epoch.training for epoch in epochs) for epochs in together]
-    return [Curve(f"{word(one)}, held out", held_out), Curve(f"{word(one)}, in training", training)]
+    return [Curve(f"{one.plan.word}, held out", held_out), Curve(f"{one.plan.word}, in training", training)]
 
 
 DRAWINGS: Mapping[str, Callable[[Sequence[Run]], bytes]] = {

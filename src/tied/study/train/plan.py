@@ -47,21 +47,31 @@ class Plan:
         Raises:
             PlanError: a field has a value that makes no sense; the message names it as the command line does.
         """
-        for name in ("epochs", "batch_size"):
-            self._require(name, lambda count: count >= 1, "1 or more")
-        for name in ("seed", "patience"):
-            self._require(name, lambda count: count >= 0, "0 or more")
+        self._require_at_least(1, "epochs", "batch_size")
+        self._require_at_least(0, "seed", "patience")
         self._require("lr", lambda rate: math.isfinite(rate) and rate > 0, "more than 0")
+
+    @property
+    def word(self) -> str:
+        """How the weights are, in a word."""
+        return "tied" if self.tie else "untied"
 
     @property
     def name(self) -> str:
         """What a run of this plan is called, and its folder."""
-        return f"{'tied' if self.tie else 'untied'}-seed-{self.seed}"
+        return f"{self.word}-seed-{self.seed}"
 
     def _require(self, name: str, fits: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
         if not fits(value):
             raise PlanError(name, value, expected)
+
+    def _require_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            self._require(name, lambda count: count >= least, f"{least} or more")
+
+    def _require_part(self, name: str) -> None:
+        self._require(name, lambda part: 0 <= part < 1, "at least 0 and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +98,10 @@ class AutoencoderPlan(Plan):
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         super().__post_init__()
-        fits = all(type(size) is int and size >= 1 for size in self.sizes)
-        if not fits:
-            shown = ",".join(map(str, self.sizes))
-            raise PlanError("sizes", shown, "positive integers, such as 128,16")
-        self._require("denoise", lambda part: 0 <= part < 1, "at least 0 and less than 1")
-        self._require("loops", lambda count: count >= 0, "0 or more")
+        if not all(type(size) is int and size >= 1 for size in self.sizes):
+            raise PlanError("sizes", ",".join(map(str, self.sizes)), "positive integers, such as 128,16")
+        self._require_part("denoise")
+        self._require_at_least(0, "loops")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -126,9 +134,8 @@ class LanguagePlan(Plan):
         super().__post_init__()
         for name, known in (("tokens", TOKENS), ("network", NETWORKS)):
             self._require(name, known.__contains__, " or ".join(known))
-        for name in ("width", "layers", "context"):
-            self._require(name, lambda count: count >= 1, "1 or more")
-        self._require("loops", lambda count: count >= 0, "0 or more")
-        self._require("dropout", lambda part: 0 <= part < 1, "at least 0 and less than 1")
+        self._require_at_least(1, "width", "layers", "context")
+        self._require_at_least(0, "loops")
+        self._require_part("dropout")
         if self.loops and self.network != "transformer":
             raise PlanError("loops", self.loops, "0 with --network lstm")

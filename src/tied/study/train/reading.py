@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,10 +203,4 @@ def _read_table(path: Path) -> Samples:
     return Samples.of(table.values, table.labels, source=str(path))
 
 
-def _readers() -> Iterator[tuple[str, Any]]:
-    yield ".npy", _read_npy
-    yield ".npz", _read_npz
-    yield from ((suffix, _read_table) for suffix in (".csv", ".tsv", ".parquet"))
-
-
-READERS = dict(_readers())
+READERS = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_table, ".tsv": _read_table, ".parquet": _read_table}

@@ -5,25 +5,21 @@ Owns: the words, and which files there are. Must not train or lay out. Read next
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tied.reporting.page import Code, Heading, Paragraph, Part, Picture, page
+from tied.reporting.page import Code, Heading, Paragraph, Part, page
 from tied.reporting.table import Cell, Table
-from tied.study.demo.output_folder import write_whole
-from tied.study.digits_training import mean_and_deviation
+from tied.study import output_folder
+from tied.study.comparison import mean_and_deviation, tied_against_untied
+from tied.study.run_record import versions
 from tied.study.train.job import FORMAT_VERSION, Job
 from tied.study.train.language import LanguageModel, LanguageTask
-from tied.study.train.pictures import CAPTIONS, first_of_each, gallery, word
-from tied.study.train.run import Run
+from tied.study.train.loop import Run
+from tied.study.train.pictures import CAPTIONS, first_of_each, gallery
 from tied.study.train.task import generator
 
-RESULTS, REPORT = "results.json", "report.html"
 SAMPLE_TOKENS, PROMPT_TOKENS = 80, 16
 
 
@@ -39,7 +35,7 @@ def table(runs: Sequence[Run]) -> Table:
 def _row(first: Run, runs: Sequence[Run]) -> tuple[Cell, ...]:
     seconds = mean_and_deviation([run.epochs[-1].seconds for run in runs])[0]
     return (
-        Cell(word(first)),
+        Cell(first.plan.word),
         Cell(str(len(runs))),
         Cell(f"{first.parameters:,}"),
         Cell(spread([run.result.training for run in runs])),
@@ -75,12 +71,12 @@ def _price(runs: Sequence[Run]) -> Iterator[str]:
     both = [pair for pair in pairs.values() if len(pair) == 2]
     if not both:
         return
-    tied, untied = (mean_and_deviation([pair[tie].held_out for pair in both])[0] for tie in (True, False))
+    tied, untied = ([pair[tie].held_out for pair in both] for tie in (True, False))
     higher = sum(pair[True].held_out > pair[False].held_out for pair in both)
     part = both[0][True].parameters / both[0][False].parameters
     yield (
-        f"At equal steps, tied has a {runs[0].task.figure_name} {abs(tied / untied - 1):.1%} "
-        f"{'higher' if tied >= untied else 'lower'} than untied, with {part:.0%} of the parameters; "
+        f"At equal steps, tied has a {runs[0].task.figure_name} {tied_against_untied(tied, untied)} "
+        f"than untied, with {part:.0%} of the parameters; "
         f"it is higher in {higher} of {len(both)} seed{'s' * (len(both) != 1)}."
     )
 
@@ -115,7 +111,7 @@ def to_json(job: Job, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         **job.to_json(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "source": runs[0].task.source,
         "figure": runs[0].task.figure_name,
         "baselines": runs[0].task.baselines,
@@ -135,18 +131,9 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def write_results(job: Job, runs: Sequence[Run]) -> list[Path]:
-    """Write `results.json` and a page without pictures; quick, so that nothing is lost.
-
-    Pictures of an earlier run are removed: they would not show these results.
-    """
+    """Write `results.json` and a page without pictures."""
     assert job.out is not None
-    for name in CAPTIONS:
-        (job.out / name).unlink(missing_ok=True)
-    text = json.dumps(to_json(job, runs), indent=2) + "\n"
-    return [
-        write_whole(job.out / RESULTS, text.encode()),
-        write_whole(job.out / REPORT, report(job, runs, {}).encode()),
-    ]
+    return output_folder.write_results(job.out, to_json(job, runs), report(job, runs, {}), CAPTIONS)
 
 
 def write_pictures(job: Job, runs: Sequence[Run]) -> list[Path]:
@@ -157,9 +144,7 @@ def write_pictures(job: Job, runs: Sequence[Run]) -> list[Path]:
     """
     assert job.out is not None
     drawn = gallery(runs)
-    paths = [write_whole(job.out / name, picture) for name, picture in drawn.items()]
-    write_whole(job.out / REPORT, report(job, runs, drawn).encode())
-    return paths
+    return output_folder.write_pictures(job.out, drawn, report(job, runs, drawn))
 
 
 def report(job: Job, runs: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
@@ -173,10 +158,8 @@ def _parts(job: Job, runs: Sequence[Run], drawn: Mapping[str, bytes]) -> Iterato
     yield Paragraph(f"Data: {runs[0].task.source}. {len(runs[0].task.training):,} samples to train on.")
     yield table(runs)
     yield from (Paragraph(sentence) for sentence in sentences(runs))
-    for name, png in drawn.items():
-        yield from (Heading(CAPTIONS[name]), Picture(png, CAPTIONS[name]))
-    written = [(word(run), writing(run)) for run in first_of_each(runs)]
-    for name, text in written:
-        if text:
-            yield from (Heading(f"What the {name} model writes behind the held-out text"), Code(text))
+    yield from output_folder.illustrations(drawn, CAPTIONS)
+    for run in first_of_each(runs):
+        if text := writing(run):
+            yield from (Heading(f"What the {run.plan.word} model writes behind the held-out text"), Code(text))
     yield from (Heading("The command"), Code(job.command()))

@@ -1,6 +1,6 @@
 """Training from Python: `train` one plan, `compare` it with its untied twin, or follow a job event by event.
 
-Owns: the order of the work, and when things are written. Must not print or draw. Read next: `results.py`.
+Owns: the order of the work, and when things are written. Must not print or draw. Read next: `loop.py`, `results.py`.
 """
 
 from __future__ import annotations
@@ -9,51 +9,23 @@ import csv
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
-
-from tied.study.demo.output_folder import write_whole
+from tied.study.output_folder import write_whole
 from tied.study.progress import Progress
 from tied.study.train.checkpoint import restore, write_checkpoint, write_model
 from tied.study.train.interrupt import Stop
 from tied.study.train.job import Data, Job, Plan, check_folder, read_data, task_of, write_plan
-from tied.study.train.loop import Epoch, Interrupted, Training
+from tied.study.train.loop import Epoch, Interrupted, Run, Training
 from tied.study.train.processes import Processes
-from tied.study.train.task import Task
+from tied.study.train.results import write_results
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_SIGNS = 0.25
 HISTORY = "history.csv"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained model.
-
-    Attributes:
-        plan: How it was trained.
-        task: On what.
-        model: The model, on the CPU, in evaluation mode.
-        epochs: The figures along the way.
-        result: The epoch whose weights the model has.
-        parameters: How many numbers were trained.
-    """
-
-    plan: Plan
-    task: Task
-    model: nn.Module
-    epochs: tuple[Epoch, ...]
-    result: Epoch
-    parameters: int
-
-    @property
-    def held_out(self) -> float:
-        """The figure on data that was never trained on: the error, or the perplexity."""
-        return self.result.held_out
 
 
 Event = Progress | Run
@@ -121,8 +93,6 @@ def _path(out: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _finished(job: Job, data: Data | None) -> list[Run]:
-    from tied.study.train.results import write_results
-
     runs = [event for event in events(job, Processes(), data) if isinstance(event, Run)]
     if job.out and Processes().are_led_from_here:
         write_results(job, runs)
@@ -173,11 +143,11 @@ class _Session:
                 self._save(training)
                 raise KeyboardInterrupt(f"{plan.name}, step {training.step}") from None
             self._save(training)
-            model = training.finished_model()
+            run = training.finished()
             if self.job.out and self.processes.are_led_from_here:
-                write_model(model, self.job.out / plan.name)
+                write_model(run.model, self.job.out / plan.name)
             self.epochs_done += plan.epochs
-            yield Run(plan, training.task, model, tuple(training.epochs), training.result, training.parameters)
+            yield run
 
     def _train(self, training: Training) -> Iterator[Progress]:
         for event in training.run(self.stop):
@@ -205,18 +175,16 @@ class _Session:
 
     def _progress(self, training: Training, *, milestone: bool) -> Progress:
         job, plan, task = self.job, training.plan, training.task
-        done = self.epochs_done + len(training.epochs)
+        done, total = self.epochs_done + len(training.epochs), sum(plan.epochs for plan in job.plans)
         words = f"{plan.name}, epoch {min(len(training.epochs) + (not milestone), plan.epochs)}"
         if training.epochs:
             words += f": {task.figure_name} {training.epochs[-1].held_out:.4g}"
-        if not self.steps_here:  # gone on from the last step of an epoch
-            return Progress("training", done, sum(plan.epochs for plan in job.plans), words, milestone)
-        speed = self.steps_here / (time.perf_counter() - self.begin)
-        left = sum(plan.epochs for plan in job.plans) * training.steps_per_epoch
-        left -= self.epochs_done * training.steps_per_epoch + training.step
-        samples = speed * len(task.training) / training.steps_per_epoch * task.units_per_sample
-        words += f"; {samples:,.0f} {task.unit}/s, {_clock(left / speed)} left"
-        return Progress("training", done, sum(plan.epochs for plan in job.plans), words, milestone)
+        if self.steps_here:  # none, if gone on from the last step of an epoch
+            speed = self.steps_here / (time.perf_counter() - self.begin)
+            left = (total - self.epochs_done) * training.steps_per_epoch - training.step
+            samples = speed * len(task.training) / training.steps_per_epoch * task.units_per_sample
+            words += f"; {samples:,.0f} {task.unit}/s, {_clock(left / speed)} left"
+        return Progress("training", done, total, words, milestone)
 
 
 def _clock(seconds: float) -> str:
@@ -225,7 +193,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def history(histories: dict[str, Sequence[Epoch]] | dict[str, list[Epoch]]) -> bytes:
+def history(histories: Mapping[str, Sequence[Epoch]]) -> bytes:
     """Write the figures of all epochs as CSV."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tied.study.matrix.law import Check, Oracle, batch, bound, largest, law, loss, near
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.law import Check, Oracle, batch, bound, largest, law, near
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import OTHER_SEED, Subject
-from tied.study.reference import clipped_step, optimizer_for
+from tied.study.reference import clipped_step, mean_squared_error, optimizer_for
 
 THEME = "checkpoint"
 ASSIGN_FIX = "pytorch pull request 188347 keeps Parameters registered twice under assign=True"
@@ -114,16 +114,20 @@ def ckpt_disagree(subject: Subject) -> list[Check]:
     return [Check("refused", False, "two different values for one weight were loaded without a word")]
 
 
-@row(THEME)
-def safetensors_save_file(subject: Subject) -> list[Check]:
-    """`safetensors.torch.save_file(model.state_dict(), ...)`, `load_file`, `load_state_dict`."""
+def _through_safetensors(subject: Subject, state: dict[str, Tensor]) -> list[Check]:
     from safetensors.torch import load_file, save_file
 
     fresh = subject.another()
     with _folder() as folder:
-        save_file(subject.model.state_dict(), folder / "model.safetensors")
+        save_file(state, folder / "model.safetensors")
         fresh.model.load_state_dict(load_file(folder / "model.safetensors"))
     return arrived(subject, fresh)
+
+
+@row(THEME)
+def safetensors_save_file(subject: Subject) -> list[Check]:
+    """`safetensors.torch.save_file(model.state_dict(), ...)`, `load_file`, `load_state_dict`."""
+    return _through_safetensors(subject, subject.model.state_dict())
 
 
 @row(THEME)
@@ -141,13 +145,7 @@ def safetensors_model(subject: Subject) -> list[Check]:
 @row(THEME)
 def safetensors_cross(subject: Subject) -> list[Check]:
     """Load somebody else's safetensors file, which stores the weight once, with `load_file` and `load_state_dict`."""
-    from safetensors.torch import load_file, save_file
-
-    fresh = subject.another()
-    with _folder() as folder:
-        save_file(foreign(subject, target=False), folder / "model.safetensors")
-        fresh.model.load_state_dict(load_file(folder / "model.safetensors"))
-    return arrived(subject, fresh)
+    return _through_safetensors(subject, foreign(subject, target=False))
 
 
 @row(THEME)
@@ -167,7 +165,7 @@ def dcp(subject: Subject) -> list[Check]:
 
 def _stepped(subject: Subject) -> torch.optim.Optimizer:
     optimizer, (inputs, goals) = optimizer_for(subject.model.parameters()), batch(subject, 1)
-    clipped_step(optimizer, lambda: loss(subject(inputs), goals))
+    clipped_step(optimizer, lambda: mean_squared_error(subject(inputs), goals))
     return optimizer
 
 
@@ -200,20 +198,3 @@ def accelerate_empty(subject: Subject) -> list[Check]:
         torch.save(subject.model.state_dict(), folder / "model.bin")
         load_checkpoint_in_model(fresh.model, str(folder / "model.bin"), device_map={"": "cpu"})
     return arrived(subject, fresh)
-
-
-ROWS: tuple[Row, ...] = (
-    load_state_dict,
-    load_assign,
-    load_assign_meta,
-    ckpt_both_keys,
-    ckpt_source_key,
-    ckpt_target_key,
-    ckpt_disagree,
-    safetensors_save_file,
-    safetensors_model,
-    safetensors_cross,
-    dcp,
-    dcp_api,
-    accelerate_empty,
-)

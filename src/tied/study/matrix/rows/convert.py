@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import SEED, Subject
 
 THEME = "convert"
@@ -60,6 +60,3 @@ def swap_flag_to(subject: Subject) -> Subject:
     single = subject.another(SEED, torch.float32)
     with _flag(torch.__future__.set_swap_module_params_on_conversion):
         return single.then(single.model.to(torch.float64))
-
-
-ROWS: tuple[Row, ...] = (to_dtype, double, to_empty_reset, overwrite_flag_to, swap_flag_to)

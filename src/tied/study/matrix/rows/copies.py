@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tied.study.matrix.law import Check, Oracle, batch, bound, largest, law, near
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import Subject
 from tied.study.reference import HIDDEN
 
@@ -115,6 +115,3 @@ def ema(subject: Subject) -> list[Check]:
     inputs, _ = batch(subject, 1)
     found = largest(call(inputs) - oracle(inputs))
     return [near("average", found, bound(subject), "the averaged model's output")]
-
-
-ROWS: tuple[Row, ...] = (deepcopy, deepcopy_dec, pickled, torch_save_module, share_memory_spawn, ema)

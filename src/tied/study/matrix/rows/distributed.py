@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from tied.study.matrix.kinds import KINDS
-from tied.study.matrix.law import Check, Oracle, batch, bound, largest, loss, near
-from tied.study.matrix.row import Elsewhere, Row, row, worded
+from tied.study.matrix.law import Check, Oracle, batch, bound, largest, near
+from tied.study.matrix.row import Elsewhere, row, worded
 from tied.study.matrix.subject import SEED, Subject
-from tied.study.reference import CLIP_NORM, optimizer_for
+from tied.study.reference import CLIP_NORM, mean_squared_error, optimizer_for
 
 THEME = "distributed"
 WORLD = 2
@@ -39,7 +39,7 @@ def train(subject: Subject, run: Any, *, clips: bool, part: slice = slice(None))
     for number in range(STEPS):
         inputs, goals = (whole[part] for whole in batch(subject, number))
         optimizer.zero_grad()
-        loss(run(inputs), goals).backward()
+        mean_squared_error(run(inputs), goals).backward()
         if clips:
             nn.utils.clip_grad_norm_(held, CLIP_NORM)
         optimizer.step()
@@ -226,6 +226,3 @@ def fsdp1_root(subject: Subject) -> list[Check]:
 def fsdp1_layers(subject: Subject) -> list[Check]:
     """`FullyShardedDataParallel` of source, target and model, two gloo processes, three steps of AdamW."""
     return _compared(subject, "fsdp1_layers")
-
-
-ROWS: tuple[Row, ...] = (ddp, fsdp2_root, fsdp2_layers, fsdp2_group, fsdp1_root, fsdp1_layers)

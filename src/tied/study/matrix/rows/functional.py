@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
-from tied.study.matrix.law import Check, Oracle, batch, bound, counted, largest, loss, near
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.law import Check, Oracle, batch, bound, counted, largest, near, relative
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import SEED, Subject
+from tied.study.reference import mean_squared_error
 
 THEME = "functional"
 FUNCTIONAL_FIX = "pytorch pull request 195593 mends functional_call where a submodule is registered twice"
@@ -34,11 +35,9 @@ def functional_call_grad(subject: Subject) -> list[Check]:
     def run(parameters: dict[str, Tensor]) -> Tensor:
         return functional_call(subject.model, parameters, (inputs,))
 
-    output, gradients = run(given), grad(lambda parameters: loss(run(parameters), goals))(given)
-    loss(oracle(inputs), goals).backward()
-    expected = oracle.leaves[subject.main].grad
-    assert expected is not None
-    found = largest(gradients[subject.names[subject.main]] - expected) / largest(expected)
+    output, gradients = run(given), grad(lambda parameters: mean_squared_error(run(parameters), goals))(given)
+    mean_squared_error(oracle(inputs), goals).backward()
+    found = relative(gradients[subject.names[subject.main]], oracle.leaves[subject.main].grad)
     return [
         near("output", largest(output - oracle(inputs)), bound(subject), "the output"),
         near("gradient of functional_call", found, bound(subject), "the gradient (relative)"),
@@ -77,13 +76,11 @@ def autocast_bf16(subject: Subject) -> list[Check]:
     for run in (single, oracle):
         with torch.autocast("cpu", torch.bfloat16):
             outputs.append(run(inputs).float())
-        loss(outputs[-1], goals).backward()
-    source, expected = single.leaves()[single.main].grad, oracle.leaves[single.main].grad
-    assert expected is not None
-    difference = expected if source is None else source - expected
+        mean_squared_error(outputs[-1], goals).backward()
+    gradient = relative(single.leaves()[single.main].grad, oracle.leaves[single.main].grad)
     return [
-        near("value", largest(outputs[0] - outputs[1]) / largest(outputs[1]), BF16, "the output (relative)"),
-        near("gradient", largest(difference) / largest(expected), BF16, "the source's gradient (relative)"),
+        near("value", relative(outputs[0], outputs[1]), BF16, "the output (relative)"),
+        near("gradient", gradient, BF16, "the source's gradient (relative)"),
     ]
 
 
@@ -98,6 +95,3 @@ def autocast_cache(subject: Subject) -> list[Check]:
     with torch.autocast("cpu", torch.bfloat16):
         found = max(largest(single(inputs) - expected) for _ in range(2))
     return [near("cached", found, 0.0, "the output")]
-
-
-ROWS: tuple[Row, ...] = (functional_call_grad, vmap_ensemble, checkpointing, autocast_bf16, autocast_cache)

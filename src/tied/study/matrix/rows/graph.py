@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tied.study.matrix.law import batch
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import Subject
 
 THEME = "graph"
@@ -23,6 +23,3 @@ def export_unflatten(subject: Subject) -> Subject:
     """`torch.export.export(model, ...)`, `torch.export.unflatten`, and the result trains."""
     program = torch.export.export(subject.model, (batch(subject, 1)[0],))
     return subject.then(torch.export.unflatten(program))
-
-
-ROWS: tuple[Row, ...] = (compiled, export_unflatten)

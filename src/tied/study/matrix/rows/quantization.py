@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tied.study.matrix.law import Check, batch, largest, near
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.law import Check, batch, near, relative
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import SEED, Subject
 
 THEME = "quantization"
@@ -18,7 +18,7 @@ EIGHT_BITS = 0.05
 
 @torch.no_grad()
 def _compared(subject: Subject, quantized: nn.Module, expected: torch.Tensor) -> list[Check]:
-    found = largest(quantized(batch(subject, 1)[0]) - expected) / largest(expected)
+    found = relative(quantized(batch(subject, 1)[0]), expected)
     return [near("quantized", found, EIGHT_BITS, "the output (relative)")]
 
 
@@ -47,6 +47,3 @@ def torchao_int8wo(subject: Subject) -> list[Check]:
     expected = single(batch(single, 1)[0])
     quantize_(single.model, Int8WeightOnlyConfig())
     return _compared(single, single.model, expected)
-
-
-ROWS: tuple[Row, ...] = (quantize_dynamic, torchao_int8wo)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from tied.study.matrix.law import Check, Oracle, batch, bound, largest, near
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import OTHER_SEED, Subject
 
 THEME = "source"
@@ -100,14 +100,3 @@ def replace_source_module(subject: Subject) -> Subject:
     fresh = subject.kind.start(OTHER_SEED, torch.float64).get_submodule(subject.column.source.split(".")[0])
     setattr(subject.model.get_submodule(path), name, fresh)
     return subject
-
-
-ROWS: tuple[Row, ...] = (
-    prune_source,
-    prune_decode_only,
-    weight_norm_source,
-    spectral_norm_eval,
-    spectral_norm_train,
-    replace_source,
-    replace_source_module,
-)

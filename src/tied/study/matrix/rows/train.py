@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from tied.study.matrix.law import Check, Oracle, batch, bound, follows, gradient, loss, near, training, value
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.law import Check, Oracle, batch, bound, follows, gradient, near, training, value
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import SEED, Subject
-from tied.study.reference import clipped_step, optimizer_for
+from tied.study.reference import clipped_step, mean_squared_error, optimizer_for
 
 THEME = "train"
 FIVE = 5
-
-
-def plain_step(optimizer: torch.optim.Optimizer, closure: Callable[[], torch.Tensor]) -> float:
-    """Take one step without clipping."""
-    optimizer.zero_grad()
-    value = closure()
-    value.backward()
-    optimizer.step()
-    return float(value.detach())
+plain_step = partial(clipped_step, most=math.inf)
 
 
 def _tied_after(subject: Subject, make: Callable[..., torch.optim.Optimizer]) -> list[Check]:
@@ -29,7 +23,7 @@ def _tied_after(subject: Subject, make: Callable[..., torch.optim.Optimizer]) ->
     optimizer = make(untied.parameters(), lr=0.05)
     for number in range(FIVE):
         inputs, goals = batch(subject, number)
-        plain_step(optimizer, lambda x=inputs, y=goals: loss(untied(x), y))
+        plain_step(optimizer, lambda x=inputs, y=goals: mean_squared_error(untied(x), y))
     late = subject.then(subject.column.build(untied))
     return [value(late), follows(late)]
 
@@ -82,7 +76,7 @@ def params_once(subject: Subject) -> list[Check]:
 def optstate_once(subject: Subject) -> list[Check]:
     """After one step of AdamW, its state holds one running mean for each number of the formula."""
     optimizer, (inputs, goals) = optimizer_for(subject.model.parameters()), batch(subject, 1)
-    clipped_step(optimizer, lambda: loss(subject(inputs), goals))
+    clipped_step(optimizer, lambda: mean_squared_error(subject(inputs), goals))
     found, wanted = sum(state["exp_avg"].numel() for state in optimizer.state.values()), Oracle(subject).count()
     return [Check("state", found == wanted, f"{found:,} running means, {wanted:,} numbers in the formula")]
 
@@ -92,21 +86,8 @@ def clip_grad_norm(subject: Subject) -> list[Check]:
     """`clip_grad_norm_(model.parameters(), ...)` finds the gradient norm of one parameter."""
     oracle, (inputs, goals) = Oracle(subject), batch(subject, 1)
     norms = [
-        clipped_step(optimizer_for(run.parameters()), lambda run=call: loss(run(inputs), goals))
+        clipped_step(optimizer_for(run.parameters()), lambda run=call: mean_squared_error(run(inputs), goals))
         for run, call in ((subject.model, subject), (oracle, oracle))
     ]
     found = abs(norms[0] - norms[1])
     return [near("norm", found, bound(subject), f"the norm {norms[0]:.4g}, where it should be {norms[1]:.4g},")]
-
-
-ROWS: tuple[Row, ...] = (
-    tie_after_5sgd,
-    tie_after_5adam,
-    sgd5,
-    adam5,
-    sgd_mom_wd5,
-    grad_sum,
-    params_once,
-    optstate_once,
-    clip_grad_norm,
-)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tied.study.matrix.law import Check, batch, bound, largest, law, loss, near
-from tied.study.matrix.row import Row, row
+from tied.study.matrix.law import Check, batch, bound, largest, law, near
+from tied.study.matrix.row import row
 from tied.study.matrix.subject import Subject
-from tied.study.reference import clipped_step, optimizer_for
+from tied.study.reference import clipped_step, mean_squared_error, optimizer_for
 
 THEME = "user"
 
@@ -19,7 +19,7 @@ def frozen(subject: Subject) -> list[Check]:
     trained = [parameter for parameter in subject.model.parameters() if parameter.requires_grad]
     if trained:
         inputs, goals = batch(subject, 1)
-        clipped_step(optimizer_for(trained), lambda: loss(subject(inputs), goals))
+        clipped_step(optimizer_for(trained), lambda: mean_squared_error(subject(inputs), goals))
     after = subject.decoding_matrix(), subject.leaves()[subject.main].detach()
     moved = [largest(new - old) for new, old in zip(after, before, strict=True)]
     return [
@@ -91,13 +91,3 @@ def apply_init(subject: Subject) -> Subject:
     """`model.apply(init)`, where `init` draws the weight of every linear layer and embedding."""
     torch.manual_seed(0)
     return subject.then(subject.model.apply(_init))
-
-
-ROWS: tuple[Row, ...] = (
-    freeze_source,
-    freeze_dec_param,
-    freeze_dec_module,
-    write_dec_weight,
-    init_dec_weight,
-    apply_init,
-)

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from tied.study.demo.survival import follows, survival, trained_difference, verdict
 from tied.study.digits import load
 from tied.study.recipes import Recipe, registered_twice, second_parameter, start
-from tied.study.survival import follows, survival, trained_difference, verdict
 
 
 @pytest.fixture

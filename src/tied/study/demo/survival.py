@@ -1,6 +1,6 @@
 """What is left of a tie after an everyday operation.
 
-Owns: the operations and the verdict. Must not know any recipe by name. Read next: `study/demo/properties.py`.
+Owns: the operations and the verdict. Must not know any recipe by name. Read next: `training.py`.
 
 The verdict is taken by training, not by looking at values: two separate weights with equal values would
 pass a look. After the operation the model takes one AdamW step, and so does the reference.

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from tied.study import digits_training
+from tied.study.demo import training
+from tied.study.demo.training import reconstruction_error, step_milliseconds, train
 from tied.study.digits import load, split
-from tied.study.digits_training import mean_and_deviation, reconstruction_error, step_milliseconds, train
 from tied.study.recipes import BY_NAME, TIED
 
 
@@ -53,13 +53,8 @@ def test_timing_takes_turns(monkeypatch):
         turns.append(trainer.model)
         return next(clock) * steps / 1000
 
-    monkeypatch.setattr(digits_training, "_seconds", seconds)
+    monkeypatch.setattr(training, "_seconds", seconds)
     models = {"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}
     medians = list(step_milliseconds(models, torch.zeros(1, 1), rounds=3, steps=5))
     assert turns == [models["a"], models["b"]] * 4
     assert medians == [{"a": 2, "b": 3}, {"a": 3, "b": 4}, {"a": 4, "b": 5}]
-
-
-def test_mean_and_deviation():
-    assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
-    assert mean_and_deviation([1.5]) == (1.5, 0.0)

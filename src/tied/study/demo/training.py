@@ -1,14 +1,14 @@
 """Training an autoencoder on the digits, and the time that a step takes.
 
 Owns: the training loop of the studies and its optimizer. Must not know recipes from one another.
-Read next: `study/demo/run.py`.
+Read next: `run.py`.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -111,8 +111,3 @@ def _seconds(trainer: Trainer, images: torch.Tensor, steps: int) -> float:
     for _ in range(steps):
         trainer.step(images)
     return time.perf_counter() - begin
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
