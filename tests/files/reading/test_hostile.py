@@ -385,6 +385,17 @@ def test_a_pt_with_a_wrong_byte(data, tmp_path_factory):
     assert "a.pt" in str(found)
 
 
+def test_a_pt_whose_part_says_another_size(tmp_path):
+    """Found by the test above: `zipfile` reads on behind the end, and raises an EOFError without a word."""
+    path, buffer = tmp_path / "a.pt", io.BytesIO()
+    torch.save({"w": torch.arange(6.0).reshape(2, 3), "n": {"b": torch.ones(2)}}, buffer)
+    raw = bytearray(buffer.getvalue())
+    raw[29] = 6
+    path.write_bytes(raw)
+    with pytest.raises(tied.FileError, match="a.pt"):
+        audit(path)
+
+
 # -- names, maps, and everything at once
 
 

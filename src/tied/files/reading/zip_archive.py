@@ -46,8 +46,8 @@ def pickle_in(stream: BinaryIO, path: Path) -> bytes:
             return archive.read(found[0])
     except FileError:
         raise
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        said = short(ascii(str(error)))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+        said = short(ascii(str(error) or type(error).__name__))
         refuse(path, "Its archive is broken.", found=said, expected="a whole zip archive", fix=AGAIN)
     refuse(path, "It is no checkpoint.", found=f"{len(found)} parts called data.pkl", expected="one", fix=AGAIN)
 
