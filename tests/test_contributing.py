@@ -12,7 +12,7 @@ MAP = TEXT.partition("## Which folder for which change")[2].partition("\n## ")[0
 
 PATH = re.compile(r"`((?:[\w-]+/)+(?:[\w.-]+\.\w+)?|[\w-]+\.(?:py|md))`")
 NAMED = sorted(set(PATH.findall(MAP)))
-OWN_IDEA = {"laws", "transformers", "golden"}  # folders of tests that stand for no folder of the library
+OWN_IDEA = {"laws", "border", "transformers", "golden"}  # folders of tests that stand for no folder of the library
 
 
 def exists(path: str) -> bool:

@@ -30,6 +30,14 @@ def declared(module: nn.Module) -> dict[str, str]:
     return dict(getattr(module.__dict__.get(PLANT), "declared", {}))
 
 
+def lost(home: nn.Module) -> dict[str, str]:
+    """Return the ties that were declared with `home` as their home, and that no module inside reads any more."""
+    found = declared(home)
+    held = (link for module in home.modules() for link in links(module).values()) if found else ()
+    kept = {show_address(link.place) for link in held if link.home is not None and link.home.module is home}
+    return {target: source for target, source in found.items() if target not in kept}
+
+
 @dataclass(frozen=True)
 class Tie:
     """One equation `target = source`: an address, and the expression that it equals.
@@ -98,7 +106,7 @@ def entries(model: nn.Module) -> Iterator[tuple[Tie, nn.Module, Any]]:
 def _seen_from_here(link: Any, places: Mapping[int, Address]) -> Expression | None:
     definitions: dict[Address, Expression] = {}
     for address, source in link.sources.items():
-        owner = source.find(link.home)
+        owner = source.look(link.home)
         place = places.get(id(owner), places.get(id(owner._parameters))) if owner is not None else None
         if place is None:
             return None
@@ -119,7 +127,7 @@ def cuts(model: nn.Module) -> Iterator[Tie]:
             yield tie
     for path, home in model.named_modules():
         place = address_of(path)
-        for target, source in declared(home).items():
+        for target, source in lost(home).items():
             tie = Tie(parse_address(target), parse(source))
             if _is_replaced(home, tie):
                 seen = {address: Ref((*place, *address)) for address in tie.source.sources()}

@@ -1,4 +1,4 @@
-"""LoRA by peft on either end of a tie: the source's adapter is followed, the target's is never merged in silence."""
+"""LoRA by peft on either end of a tie: it belongs to the use that it was put on, and is never merged in silence."""
 
 import copy
 import pickle
@@ -53,21 +53,21 @@ TOKENS = torch.tensor([[1, 2], [3, 6]])
 
 
 @pytest.mark.parametrize("expression", ["encoder.weight.T", "2 * encoder.weight.T"])
-def test_an_adapter_on_the_source_is_followed_and_merging_changes_nothing(expression: str) -> None:
+def test_an_adapter_belongs_to_the_use_that_it_was_put_on(expression: str) -> None:
     model = with_lora(Model(expression), "encoder")
-    layer = model.base_model.model.encoder
+    layer, decoder = model.base_model.model.encoder, model.base_model.model.decoder
     delta = layer.lora_B.default.weight @ layer.lora_A.default.weight * layer.scaling["default"]
+    base = layer.base_layer.weight
     factor = 2 if expression[0] == "2" else 1
-    effective = layer.base_layer.weight + delta
-    by_hand = nn.functional.linear(X, effective, layer.base_layer.bias) @ effective * factor
-    by_hand = by_hand + model.base_model.model.decoder.bias
+    hidden = nn.functional.linear(X, base + delta, layer.base_layer.bias)
+    by_hand = hidden @ base * factor + decoder.bias
     torch.testing.assert_close(model(X), by_hand, rtol=1e-12, atol=1e-12)
-    merged = model.merge_and_unload()
-    torch.testing.assert_close(merged(X), by_hand, rtol=1e-12, atol=1e-12)
-    assert [str(tie) for tie in tied.ties(merged)] == [f"decoder.weight = {expression}"]
+    assert torch.equal(decoder.weight, base.T * factor)
+    with model.disable_adapter():
+        assert torch.equal(decoder.weight, base.T * factor)
 
 
-def test_the_adapters_gradient_is_the_sum_over_both_uses() -> None:
+def test_an_adapters_gradient_is_that_of_its_own_use() -> None:
     model = with_lora(Model(), "encoder")
     model(X).square().sum().backward()
     layer = model.base_model.model.encoder
@@ -75,32 +75,23 @@ def test_the_adapters_gradient_is_the_sum_over_both_uses() -> None:
         layer.lora_A.default.weight.detach().requires_grad_(),
         layer.lora_B.default.weight.detach().requires_grad_(),
     )
-    effective = layer.base_layer.weight + b @ a * layer.scaling["default"]
-    decoded = (
-        nn.functional.linear(X, effective, layer.base_layer.bias) @ effective + model.base_model.model.decoder.bias
-    )
-    decoded.square().sum().backward()
+    base = layer.base_layer.weight
+    hidden = nn.functional.linear(X, base + b @ a * layer.scaling["default"], layer.base_layer.bias)
+    (hidden @ base + model.base_model.model.decoder.bias).square().sum().backward()
     torch.testing.assert_close(layer.lora_A.default.weight.grad, a.grad, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(layer.lora_B.default.weight.grad, b.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_a_switched_off_or_merged_adapter_is_followed() -> None:
-    plain = Model()
-    expected = plain(X)
-    model = with_lora(plain, "encoder")
-    adapted = model(X)
-    with model.disable_adapter():
-        torch.testing.assert_close(model(X), expected, rtol=1e-12, atol=1e-12)
-    model.merge_adapter()
-    torch.testing.assert_close(model(X), adapted, rtol=1e-12, atol=1e-12)
-    model.unmerge_adapter()
-    torch.testing.assert_close(model(X), adapted, rtol=1e-12, atol=1e-12)
-
-
-def test_an_adapted_embedding_is_the_head_too() -> None:
-    model = with_lora(LanguageModel(), "embed")
-    expected = model(TOKENS)
-    torch.testing.assert_close(model.merge_and_unload()(TOKENS), expected, rtol=1e-12, atol=1e-12)
+def test_adapters_on_both_ends_count_once_each() -> None:
+    """As on plain sharing, whose layers are the oracle here."""
+    plain = LanguageModel()
+    tied.untie(plain)
+    plain.head.weight = plain.embed.weight
+    outputs = []
+    for each in (LanguageModel(), plain):
+        torch.manual_seed(1)
+        outputs.append(with_lora(each, "embed", "head")(TOKENS))
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
 
 
 def refusal(model: nn.Module) -> str:
@@ -109,28 +100,34 @@ def refusal(model: nn.Module) -> str:
     return str(error.value)
 
 
+ENDS = {"head": ("a tied layer", "Linear"), "embed": ("the source of a tie", "Embedding")}
+
+
 @pytest.mark.parametrize("copied", ["not", "deepcopy", "pickle"])
-def test_an_adapter_on_the_target_is_not_merged(copied: str) -> None:
-    model = with_lora(LanguageModel(), "head")
+@pytest.mark.parametrize("end", ENDS)
+def test_an_adapter_on_either_end_is_not_merged(end: str, copied: str) -> None:
+    model = with_lora(LanguageModel(), end)
+    what, kind = ENDS[end]
     if copied == "deepcopy":
         model = copy.deepcopy(model)
     if copied == "pickle":
         model = pickle.loads(pickle.dumps(model))
     expected = model(TOKENS)
-    table = model.base_model.model.embed.weight.detach().clone()
+    inner = model.base_model.model
+    table = (inner.embed.base_layer if end == "embed" else inner.embed).weight
+    before = table.detach().clone()
     assert refusal(model) == (
-        "An adapter around a tied layer cannot be merged: the change would go into the source, for all its uses.\n"
-        "  found:    Linear.merge() where weight = embed.weight\n"
+        f"An adapter around {what} cannot be merged: the change of one use would reach all of them.\n"
+        f"  found:    {kind}.merge() where weight = embed.weight\n"
         "  expected: a layer with a weight of its own\n"
-        "  fix:      tied.untie(model, target) first, which keeps the source as it is; or put the adapter on the "
-        "source\n"
+        "  fix:      tied.untie(model, target) first, which leaves each end a weight of its own\n"
         "Adapters of layers before this one may be merged by now; their unmerge() takes that back."
     )
-    assert torch.equal(model.base_model.model.embed.weight, table)
-    tied.untie(model, "base_model.model.head.base_layer.weight")
+    assert torch.equal(table, before)
+    tied.untie(model)
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged(TOKENS), expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(merged.embed.weight, table)
+    assert torch.equal((merged.head if end == "embed" else merged.embed).weight, before)
 
 
 def test_a_tie_declared_under_an_adapter_is_guarded_too() -> None:
@@ -147,52 +144,33 @@ def test_a_tied_layer_that_knows_no_model_is_guarded_too() -> None:
     assert "cannot be merged" in refusal(with_lora(model, "1"))
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_an_adapter_that_does_more_is_refused_where_it_is_read(options: dict[str, bool]) -> None:
-    plain = Model()
-    if "lora_bias" in options:
-        plain.other = nn.Linear(4, 4, dtype=torch.float64)
-        tied.tie(plain, "other.bias", "encoder.bias")
-    model = with_lora(plain, "encoder", **options)
-    name = "bias" if "lora_bias" in options else "weight"
-    owner = model.base_model.model.other if name == "bias" else model.base_model.model.decoder
-    with pytest.raises(tied.KindError) as error:
-        getattr(owner, name)
-    assert str(error.value) == (
-        f"What this adapter makes of the source's '{name}' is not known, so that no target can follow it.\n"
-        "  found:    an active adapter in peft.tuners.lora.layer.Linear\n"
-        "  expected: plain LoRA, which adds a change to the weight\n"
-        "  fix:      call tied.untie(model, target) first, or put the adapter on a layer that is not tied\n"
-        "The model was not changed."
-    )
+CONFIGS = {
+    "dora": lambda: peft.LoraConfig(target_modules=["encoder"], r=2, init_lora_weights=False, use_dora=True),
+    "bias": lambda: peft.LoraConfig(target_modules=["encoder"], r=2, init_lora_weights=False, lora_bias=True),
+    "ia3": lambda: peft.IA3Config(target_modules=["encoder"], feedforward_modules=[]),
+}
 
 
-def test_other_adapters_are_refused() -> None:
-    plain = Model()
-    model = peft.get_peft_model(plain, peft.IA3Config(target_modules=["encoder"], feedforward_modules=[]))
-    with pytest.raises(tied.KindError, match="is not known"):
-        _ = model.base_model.model.decoder.weight
-    with model.disable_adapter():
-        assert torch.equal(plain.decoder.weight, plain.encoder.base_layer.weight.T)
-
-
-def test_a_bias_beside_plain_lora_is_the_base_layers() -> None:
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_so_does_every_other_kind_of_adapter(kind: str) -> None:
     plain = Model()
     plain.other = nn.Linear(4, 4, dtype=torch.float64)
     tied.tie(plain, "other.bias", "encoder.bias")
-    with_lora(plain, "encoder")
-    assert torch.equal(plain.other.bias, plain.encoder.base_layer.bias)
+    peft.get_peft_model(plain, CONFIGS[kind]())
+    base = plain.encoder.base_layer
+    assert torch.equal(plain.decoder.weight, base.weight.T)
+    assert plain.other.bias is base.bias
+    assert [str(tie) for tie in tied.ties(plain)] == [
+        "decoder.weight = encoder.base_layer.weight.T",
+        "other.bias = encoder.base_layer.bias",
+    ]
 
 
-def test_an_adapter_of_another_layer_is_none_of_the_sources() -> None:
-    model = with_lora(Model(), "encoder")
-    model.add_adapter("second", peft.LoraConfig(target_modules=["decoder"], r=1, init_lora_weights=False))
-    model.base_model.set_adapter(["default", "second"])
-    layer = model.base_model.model.encoder
-    delta = layer.lora_B.default.weight @ layer.lora_A.default.weight * layer.scaling["default"]
-    effective = layer.base_layer.weight + delta
-    target = model.base_model.model.decoder.base_layer.weight
-    torch.testing.assert_close(target, effective.T, rtol=1e-12, atol=1e-12)
+def test_a_layer_put_in_the_sources_place_is_guarded_once_it_is_read() -> None:
+    model = LanguageModel()
+    model.embed = nn.Embedding(7, 4, dtype=torch.float64)
+    assert model.head.weight is model.embed.weight
+    assert "cannot be merged" in refusal(with_lora(model, "embed"))
 
 
 class Merging(nn.Module):

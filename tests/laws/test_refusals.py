@@ -146,6 +146,18 @@ def without_source(model: nn.Module, case: Case) -> Tensor:
     return read(model, case)
 
 
+def without_module(model: nn.Module, case: Case) -> Tensor:
+    delattr(model, "encoder" if hasattr(model, "encoder") else "embed")
+    return read(model, case)
+
+
+def cloned(module: nn.Module) -> nn.Module:
+    twin = module._replicate_for_data_parallel()
+    twin._parameters = dict(module._parameters)
+    twin._modules = {name: child and cloned(child) for name, child in module._modules.items()}
+    return twin
+
+
 def half_on_meta(model: nn.Module, case: Case) -> Tensor:
     source(model).to("meta")
     return read(model, case)
@@ -269,25 +281,35 @@ REFUSALS = [
         spoils=True,
         needs="torchao",
     ),
-    Refusal(
-        "merge LoRA that is around the target",
-        tied.WriteError,
-        "the change would go into the source, for all its uses",
-        "adapt the source, which both uses follow, or `untie` first",
-        with_lora("target"),
-        with_lora("source"),
-        spoils=True,
-        needs="peft",
+    *(
+        Refusal(
+            f"merge LoRA that is around the {end}",
+            tied.WriteError,
+            "the change of one use would go into all of them",
+            "`untie` first, which leaves each end a weight of its own",
+            with_lora(end),
+            untied_first(with_lora(end)),
+            spoils=True,
+            needs="peft",
+        )
+        for end in ("target", "source")
     ),
     Refusal(
-        "DoRA, IA³ and other adapters around the source",
-        tied.KindError,
-        "they do more than add to the weight (found at the next read)",
-        "plain LoRA, or `untie` first",
-        with_lora("source", use_dora=True),
-        with_lora("source"),
+        "a clone made of new modules over a copied `__dict__` (DataParallel's replicas)",
+        tied.SourceGoneError,
+        "its target would read the source of the original (found at the next read)",
+        "`copy.deepcopy`, `torch.func.functional_call`, or `untie` first",
+        lambda model, case: read(cloned(model), case),
+        untied_first(lambda model, case: read(cloned(model), case)),
+    ),
+    Refusal(
+        "take the source's module out of the model",
+        tied.SourceGoneError,
+        "nobody would train or save what the target reads (found at the next read)",
+        "`untie` first, or put another module in its place",
+        without_module,
+        untied_first(without_module),
         spoils=True,
-        needs="peft",
     ),
     Refusal(
         "FSDP1 around the source's layer, and not around the target's",

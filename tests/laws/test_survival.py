@@ -264,7 +264,12 @@ def test_children_outlive_the_model() -> None:
     del model
     assert torch.equal(children[1].weight, children[0].weight.t())
     assert [str(tie) for tie in tied.ties(children)] == ["1.weight = 0.weight.T"]
-    assert torch.equal(copy.deepcopy(children)[1].weight, children[1].weight)
+    twin = copy.deepcopy(children)
+    assert torch.equal(twin[1].weight, children[1].weight)
+    orphan = twin[1]
+    del twin
+    with pytest.raises(tied.SourceGoneError, match="the module that held both ends is no more, and neither is it"):
+        _ = orphan.weight
 
 
 def test_children_follow_the_source_that_the_model_had_last() -> None:

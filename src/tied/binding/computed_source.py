@@ -22,7 +22,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tied.binding.adapters import adapted, is_adapter
+from tied.binding.adapters import is_adapter
 from tied.errors import InverseError
 
 
@@ -45,8 +45,7 @@ def read_attribute(module: nn.Module, name: str) -> object:
             return getattr(module, name)
     if is_adapter(module):
         base = module._modules["base_layer"]
-        value = read_attribute(base, name) if base is not None else None
-        return adapted(module, name, value) if isinstance(value, Tensor) else value
+        return read_attribute(base, name) if base is not None else None  # an adapter belongs to the use it was put on
     return getattr(module, name)
 
 

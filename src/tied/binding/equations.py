@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -18,10 +19,11 @@ from torch import nn
 from tied.algebra import Address, Expression, Ref, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.binding.slots import ModuleTree, Slot
-from tied.errors import AddressError, CycleError, KindError, ParseError, ShapeError
+from tied.errors import AddressError, CycleError, KindError, ParseError, ShapeError, TieError
 from tied.ledger import Tie
 
 WILD_SOURCE = re.compile(r"(?:(?<=\.)|^)\*(?=[.\[]|$)|(?<=\[)\*(?=\])")
+EQUATION = re.compile(r"""((?:[^="']|"[^"]*"|'[^']*')+)=(.+)""", re.DOTALL)  # a quoted name may hold a "="
 
 
 def pair(model: nn.Module, target: Any, source: Any, buffers: bool) -> list[Tie]:
@@ -29,21 +31,29 @@ def pair(model: nn.Module, target: Any, source: Any, buffers: bool) -> list[Tie]
 
     Args:
         model: Where addresses are looked up.
-        target: An address, a pattern, or a dict of targets and sources.
-        source: An expression or its text; None where `target` is a dict.
+        target: An address, a pattern, a whole equation, a dict of targets and sources, or a list of these.
+        source: An expression or its text; None where `target` holds the sources too.
         buffers: Whether whole modules share their buffers too.
     """
     tree = ModuleTree(model)
-    if isinstance(target, Mapping):
-        if source is not None:
-            raise _words("a dict and a source", "a dict alone: {'decoder.weight': 'encoder.weight.T'}")
-        pairs = list(target.items())
-    else:
-        pairs = [(target, source)]
-    found = [tie for each in pairs for tie in _pair_one(tree, *each, buffers=buffers)]
+    found = [tie for each in _sides(target, source) for tie in _pair_one(tree, *each, buffers=buffers)]
     if not found:
         raise _words("no targets", "at least one")
     return found
+
+
+def _sides(target: Any, source: Any) -> list[tuple[Any, Any]]:
+    """Return the two sides of every equation that is meant: of one, of a dict, of a list, or of a printed tie."""
+    if isinstance(target, Mapping):
+        if source is not None:
+            raise _words("a dict and a source", "a dict alone: {'decoder.weight': 'encoder.weight.T'}")
+        return list(target.items())
+    if isinstance(target, list):
+        return [sides for each in target for sides in _sides(each, source)]
+    if isinstance(target, Tie) and source is None:
+        return [(target.target, target.source)]
+    equation = EQUATION.fullmatch(target) if isinstance(target, str) and source is None else None
+    return [(equation[1].strip(), equation[2].strip()) if equation else (target, source)]
 
 
 def _words(found: str, expected: str) -> KindError:
@@ -60,7 +70,7 @@ def _pair_one(tree: ModuleTree, target: Any, source: Any, *, buffers: bool) -> I
     if not isinstance(target, str) or not isinstance(source, str | Expression):
         raise _words(f"{type(target).__name__} and {type(source).__name__}", "two texts")
     if "*" not in target:
-        yield from _expand(tree, parse_address(target, tree), _source(tree, source), buffers)
+        yield from _expand(tree, _target(tree, target, source), _source(tree, source), buffers)
         return
     matches = list(_matches(tree, target, source, buffers))
     if not matches:
@@ -72,6 +82,17 @@ def _pair_one(tree: ModuleTree, target: Any, source: Any, *, buffers: bool) -> I
         )
     for address, expression in matches:
         yield from _expand(tree, address, expression, buffers)
+
+
+def _target(tree: ModuleTree, target: str, source: str | Expression) -> Address:
+    """Read the address of a target; where it is a transform and the source an address, say that they are swapped."""
+    try:
+        return parse_address(target, tree)
+    except ParseError as error:
+        with suppress(TieError):
+            if not isinstance(parse(target, tree), Ref) and isinstance(_source(tree, source), Ref):
+                error.fix = f"the target comes first, as in an assignment: tie(model, '{source}', '{target}')"
+        raise
 
 
 def _source(tree: ModuleTree, source: str | Expression) -> Expression:

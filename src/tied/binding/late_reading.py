@@ -9,9 +9,10 @@ The subclass keeps the name of its base, so that class names in logs, wrap polic
 from __future__ import annotations
 
 import copyreg
-import functools
 import weakref
+from collections.abc import Collection
 from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -181,6 +182,9 @@ def _attribute(name: str) -> property:
         link = held.get(name) if held else None
         if link is None:
             return _unlinked(module, name)
+        target = link.target
+        if target is None or target() is not module:
+            raise _cloned(module, name, link)
         value = link.read()
         return value if not value.is_meta else _only_among_meta(module, name, link, value)
 
@@ -188,8 +192,20 @@ def _attribute(name: str) -> property:
     return property(read)
 
 
+def _cloned(module: nn.Module, name: str, link: Link) -> SourceGoneError:
+    return SourceGoneError(
+        f"'{name}' of this {type(module).__name__} belongs to the module that it was cloned from.",
+        found=f"{name} = {link.expression}, in a module made anew over a copied __dict__",
+        expected="the module that was tied, or a copy of it by copy.deepcopy or copy.copy",
+        fix="use torch.func.functional_call; or first tied.alias(model), for identities, or tied.untie(model)",
+    )
+
+
 def _only_among_meta(module: nn.Module, name: str, link: Link, value: Tensor) -> Tensor:
     """Refuse to read from the meta device beside real tensors: torch's CPU matmul would compute garbage in silence."""
+    fetched = link.fetched()
+    if fetched is not None:
+        return fetched
     home = link.home.module if link.home is not None else None
     own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     if all(tensor.is_meta for tensor in own or (home.parameters() if home is not None else ())):
@@ -227,9 +243,17 @@ class LateRecurrent(Late):
         """Do nothing: another module owns the memory."""
 
 
-@functools.cache
+Classes = WeakValueDictionary[frozenset[str], type[nn.Module]]
+_CLASSES: WeakKeyDictionary[type[nn.Module], Classes] = WeakKeyDictionary()
+
+
 def late_class(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
-    """Return the subclass of `base` that reads the attributes `names` late; the same one each time."""
+    """Return the subclass of `base` that reads the attributes `names` late; the same one as long as a model has it."""
+    known = _CLASSES.setdefault(base, Classes())
+    return known.get(names) or known.setdefault(names, _made(base, names))
+
+
+def _made(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
     mixin = LateRecurrent if issubclass(base, nn.RNNBase) else Late
     body: dict[str, Any] = {name: _attribute(name) for name in names}
     body |= {"_tied_base": base, "_tied_names": names, "__module__": base.__module__, "__doc__": base.__doc__}
@@ -237,27 +261,33 @@ def late_class(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
     return cast("type[nn.Module]", type(base.__name__, (mixin, base), body))
 
 
-def install(module: nn.Module, name: str, link: Link) -> None:
-    """Make the attribute `name` of `module` read `link`; what the module held there is dropped."""
+def install(module: nn.Module, name: str, link: Link, *, also: Collection[str] = ()) -> None:
+    """Make the attribute `name` of `module` read `link`; what the module held there is dropped.
+
+    `also` names the attributes that are tied by and by: the class is made once for all of them.
+    """
     place = module._buffers if name in module._buffers else module._parameters
     if name in place:
-        known = [other.order for other in links(module).values() if name in other.order]
-        link.order = known[0] if known else tuple(place)
+        known = (other.order for other in links(module).values() if name in other.order)
+        link.order = next(known, None) or tuple(place)
         module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
     _listen()
     link.target = weakref.ref(module)
     module.__dict__[LINKS] = {**links(module), name: link}
-    _wear(module)
+    _wear(module, also)
 
 
-def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None) -> None:
-    """Make the attribute `name` an ordinary one again, holding `tensor` at its old position."""
+def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None, *, also: Collection[str] = ()) -> None:
+    """Make the attribute `name` an ordinary one again, holding `tensor` at its old position.
+
+    `also` names the attributes that the class goes on reading late, where they are tied.
+    """
     link = links(module)[name]
     module.__dict__[LINKS] = _without(links(module), name)
     if tensor is not None:
         place = "_parameters" if isinstance(tensor, Parameter) else "_buffers"
         module.__dict__[place] = _ordered({**getattr(module, place), name: tensor}, link.order)
-    _wear(module)
+    _wear(module, also)
     if isinstance(module, nn.RNNBase) and not isinstance(module, Late):
         module._init_flat_weights()
 
@@ -267,14 +297,14 @@ def is_late(module: nn.Module, name: str) -> bool:
     return hasattr(getattr(getattr(type(module), name, None), "fget", None), LINKS)
 
 
-def _wear(module: nn.Module) -> None:
+def _wear(module: nn.Module, also: Collection[str] = ()) -> None:
     """Put on the class that fits the module's links; classes put on top by others stay."""
-    names, kind = frozenset(links(module)), type(module)
+    names, kind = frozenset([*links(module), *also]), type(module)
     if is_parametrized(module) and kind.__name__.startswith("Parametrized"):
         _slip_under(kind, names)
     else:
         _put_on(module, kind.__dict__.get("_tied_base"), names)
-    if not names:
+    if not links(module):
         module.__dict__.pop(LINKS, None)
     shed(module)
 
@@ -310,6 +340,10 @@ def shed(module: nn.Module) -> None:
 
 def settle(module: nn.Module, name: str, link: Link) -> None:
     """Decide what a copied attribute is: still tied if its source is in the copy, else a Parameter of its own."""
+    original = link.target() if link.target is not None else None
+    if original is not None and original is not module:  # a shallow copy has the links of its original
+        link = link.again()
+        module.__dict__[LINKS] = {**links(module), name: link}
     link.target = weakref.ref(module)
     if link.home is not None and link.home.module is None:
         link.home.when_filled(link.connect)

@@ -1,8 +1,8 @@
 """Links: how one attribute of one module is computed from its sources at each access.
 
-Owns: late reading. A source is found by the way from the home (the innermost module that holds both ends)
-to its owner, at each access, and never by holding a Parameter; so it stays right when a source is replaced,
-moved, loaded with `assign=True`, or becomes computed. Must not change modules. Read next: `late_reading.py`.
+Owns: late reading. A source is found from the home (the innermost module that holds both ends) at each access, by its
+owner's address and by its owner, and never by holding a Parameter; so it stays right when a source is replaced, moved,
+loaded with `assign=True`, or becomes computed. Must not change modules. Read next: `late_reading.py`.
 """
 
 from __future__ import annotations
@@ -19,66 +19,16 @@ from torch.nn import Parameter
 
 from tied.algebra import Address, Expression, invert, parse, show_address
 from tied.algebra.expression import Apply
+from tied.binding.adapters import LIVING
 from tied.binding.computed_source import read_attribute, write_attribute
 from tied.binding.module_reference import Anchor, anchor, plant
 from tied.binding.slots import links
+from tied.binding.source import Source, at, gone
 from tied.binding.target_tensor import Read, computing, derive, viewing
-from tied.errors import KindError, SourceGoneError
+from tied.errors import KindError
 from tied.sharding import gathered_for, is_sharded
 
 View = Callable[[Tensor], Tensor]
-
-
-class Source:
-    """Where one source of a link is found: an owner module, and an attribute of it.
-
-    Attributes:
-        address: The address in the expression, from the home.
-        owner: The module last seen to own the source; None in a copy that does not hold it.
-    """
-
-    def __init__(self, address: Address, owner: nn.Module | None, mark: Anchor) -> None:
-        """Remember the owner, and its anchor for copies."""
-        self.address, self.owner, self.mark = address, owner, mark
-
-    def reader(self, link: Link) -> Read:
-        """Return a function that finds and reads the source for `link`, which sees all that is no plain Parameter."""
-        path, name = self.address[:-1], self.address[-1]
-        top = link.home.module if link.home is not None else None
-        if top is None:
-            return lambda: link.found(self.owner, name)
-        reference = weakref.ref(top)
-
-        def read() -> Tensor:
-            module = reference()
-            if module is None:
-                return link.found(self.owner, name)
-            for segment in path:
-                child = module._modules.get(segment)
-                module = child if child is not None else _child(module, segment, self.address)
-            if module is not self.owner:
-                self.owner = module
-            tensor = module._parameters.get(name)
-            return tensor if type(tensor) is Parameter else link.found(module, name)
-
-        return read
-
-    def find(self, home: Anchor | None) -> nn.Module | None:
-        """Return the module that owns the source now."""
-        module = home.module if home is not None else None
-        if module is None:
-            return self.owner
-        for segment in self.address[:-1]:
-            module = _child(module, segment, self.address)
-        return module
-
-
-def _child(module: nn.Module, segment: str, address: Address) -> nn.Module:
-    child = module._modules.get(segment)
-    child = getattr(module, segment, None) if child is None else child  # wrappers pass on what they wrap
-    if not isinstance(child, nn.Module):
-        raise _gone(address, f"{type(module).__name__} has no '{segment}' any more")
-    return child
 
 
 def _tensor(module: nn.Module | None, name: str) -> Tensor:
@@ -86,6 +36,18 @@ def _tensor(module: nn.Module | None, name: str) -> Tensor:
     if tensor is None and module is not None and name in links(module):
         _refuse_circle(module, name)
     return tensor if tensor is not None else _attribute(module, name)
+
+
+def _fetched(owner: nn.Module, name: str) -> Tensor | None:
+    tensor = _tensor(owner, name)
+    if not tensor.is_meta:
+        return tensor
+    hook = owner.__dict__.get("_hf_hook")
+    for one in getattr(hook, "hooks", (hook,)):
+        held: Any = getattr(one, "weights_map", None)
+        if held is not None and name in held:
+            return held[name].to(getattr(one, "execution_device", None))
+    return None
 
 
 def _refuse_circle(module: nn.Module, name: str) -> None:
@@ -100,7 +62,7 @@ def _refuse_circle(module: nn.Module, name: str) -> None:
         for address, source in link.sources.items():
             place = (source.find(link.home), address[-1])
             if place == (module, name):
-                raise _gone(address, f"in its place stands {type(module).__name__}, which is tied to it")
+                raise gone(address, f"in its place stands {type(module).__name__}, which is tied to it")
             if place not in seen:
                 seen.append(place)
                 waiting.append(place)
@@ -111,19 +73,10 @@ def _attribute(module: nn.Module | None, name: str) -> Tensor:
     try:
         tensor = getattr(module, name) if module is None else read_attribute(module, name)
     except AttributeError as error:
-        raise _gone((name,), f"{type(module).__name__} has no '{name}' any more") from error
+        raise gone((name,), f"{type(module).__name__} has no '{name}' any more") from error
     if not isinstance(tensor, Tensor):
-        raise _gone((name,), f"'{name}' of {type(module).__name__} is {type(tensor).__name__}")
+        raise gone((name,), f"'{name}' of {type(module).__name__} is {type(tensor).__name__}")
     return tensor
-
-
-def _gone(address: Address, found: str) -> SourceGoneError:
-    return SourceGoneError(
-        f"The source '{show_address(address)}' of a tied attribute is gone.",
-        found=found,
-        expected="the tensor that the tie reads",
-        fix="put the source back, or call tied.untie(model, target) before you take it away",
-    )
 
 
 def _composed(views: Sequence[View]) -> View:
@@ -137,15 +90,6 @@ def _not_frozen(address: Address, requires_grad: bool) -> KindError:
         found="a value that its module makes of other Parameters (a norm, pruning, a parametrization)",
         expected="a Parameter",
         fix=f"call requires_grad_({requires_grad}) on the module that holds them: '{place}'",
-    )
-
-
-def _sharded(address: Address) -> SourceGoneError:
-    return SourceGoneError(
-        f"The source '{show_address(address)}' is sharded by FSDP1 apart from its target, which would read a piece.",
-        found="a FullyShardedDataParallel around the source, and not around the target",
-        expected="one around both",
-        fix="wrap the model as a whole, or use torch.distributed.fsdp.fully_shard (FSDP2), which has no such limit",
     )
 
 
@@ -169,6 +113,7 @@ class Link:
         self.order: tuple[str, ...] = ()
         self.kept: dict[Address, Tensor] = {}
         self.read: Read = self._unread
+        LIVING.add(self)
 
     @classmethod
     def between(cls, expression: Expression, home: nn.Module) -> Link:
@@ -176,9 +121,9 @@ class Link:
         mark = anchor(home)
         link = cls(expression, {}, mark)
         for address in expression.sources():
-            owner = Source(address, None, Anchor()).find(mark)
+            owner = at(home, address[:-1])
             assert owner is not None
-            link.sources[address] = Source(address, owner, anchor(owner))
+            link.sources[address] = link.source(address, owner, anchor(owner))
         return link.connect()
 
     @classmethod
@@ -187,16 +132,44 @@ class Link:
         sources = {address: Source(address, owner, anchor(owner)) for address, owner in owners.items()}
         return cls(expression, sources, None).connect()
 
+    def _reader(self, source: Source) -> Read:
+        """Return a function that finds and reads a source, and hands on what is no plain Parameter."""
+        name = source.name
+        top = self.home.module if self.home is not None else None
+        if top is None:
+            return lambda: self.found(source.living(), name)
+        reference = weakref.ref(top)
+
+        def read() -> Tensor:
+            home = reference()
+            if home is None:
+                return self.found(source.living(), name)
+            module: nn.Module | None = home
+            for segment in source.path:
+                module = module._modules.get(segment)
+                if module is None:
+                    break
+            if module is None or module is not source.reference():
+                module = source.follow(home, module)
+            tensor = module._parameters.get(name)
+            return tensor if type(tensor) is Parameter else self.found(module, name)
+
+        return read
+
+    def source(self, address: Address, owner: nn.Module | None, mark: Anchor) -> Source:
+        """Make a source of this link; one that a home holds lives no longer than its model, unless it is the home."""
+        return Source(address, owner, mark, keeps=self.home is None or len(address) == 1)
+
     def connect(self) -> Link:
         """Compile the expression with readers of the sources."""
         transforms = [node.transform for node in self.expression.nodes() if isinstance(node, Apply)]
         if all(transform.aliases for transform in transforms):
             (source,) = self.expression.sources()
             views = [transform.function() for transform in reversed(transforms)]
-            reader = self.sources[source].reader(self)
+            reader = self._reader(self.sources[source])
             self.read = viewing(reader, _composed(views), self) if views else reader
         else:
-            self.read = computing(self.expression.compile(lambda address: self.sources[address].reader(self)), self)
+            self.read = computing(self.expression.compile(lambda address: self._reader(self.sources[address])), self)
         self.kept = {}
         return self
 
@@ -219,17 +192,21 @@ class Link:
             return gathered_for(self.target() if self.target is not None else None, tensor, home)
         if owner is None or name in owner._parameters or name in owner._buffers:
             return tensor
-        self._refuse_pieces()
         return derive(tensor, self)
 
-    def _refuse_pieces(self) -> None:
-        """Refuse to read what FSDP1 has flattened and sharded apart from the target."""
-        for address in self.sources:
-            module = self.home.module if self.home is not None else None
-            for segment in address[:-1]:
-                module = _child(module, segment, address) if module is not None else None
-                if type(module).__name__ == "FullyShardedDataParallel":
-                    raise _sharded(address)
+    def fetched(self) -> Tensor | None:
+        """Return the value from where accelerate keeps sources between forwards of their modules; None if it does not.
+
+        Its hook leaves Parameters on the meta device behind, and the values in a map, in memory or on a disk.
+        """
+        sources: dict[Address, Tensor] = {}
+        for address, source in self.sources.items():
+            owner = source.find(self.home)
+            value = _fetched(owner, address[-1]) if owner is not None else None
+            if value is None:
+                return None
+            sources[address] = value
+        return self.expression.value(sources)
 
     def fixed(self) -> set[Address]:
         """Return the sources that are buffers: constants of the map."""
@@ -277,7 +254,7 @@ class Link:
             plant(home).declared.pop(show_address(self.place), None)
 
     def _unread(self) -> Tensor:
-        raise _gone(self.expression.sources()[0], "a copy was made without the module that holds it")
+        raise gone(self.expression.sources()[0], "a copy was made without the module that holds it")
 
     # -- copies -------------------------------------------------------------------------------------
 
@@ -293,12 +270,19 @@ class Link:
         for source in self.sources.values():
             source.mark.when_filled(lambda source=source: remember(source))
 
+    def again(self) -> Link:
+        """Return a link that reads the same, for another module."""
+        twin = Link(self.expression, {}, self.home)
+        twin.order, twin.place, twin.kept = self.order, self.place, self.kept
+        twin.sources = {a: twin.source(one.address, one.owner, one.mark) for a, one in self.sources.items()}
+        return twin.connect() if twin.can_connect else twin
+
     def refreshed(self) -> dict[Address, Source]:
         """Return the sources as they are now: a replaced owner gets an anchor before it is copied."""
         found: dict[Address, Source] = {}
         for address, source in self.sources.items():
             owner = source.find(self.home)
-            found[address] = source if owner is None else Source(address, owner, anchor(owner))
+            found[address] = source if owner is None else self.source(source.address, owner, anchor(owner))
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Link:
@@ -306,9 +290,11 @@ class Link:
         twin = Link(self.expression, {}, copy.deepcopy(self.home, memo))
         memo[id(self)] = twin
         twin.order, twin.place = self.order, self.place
+        copied = memo.get(id(self.target())) if self.target is not None else None
+        twin.target = None if copied is None else weakref.ref(copied)
         for address, source in self.refreshed().items():
             mark = copy.deepcopy(source.mark, memo)
-            twin.sources[address] = Source(address, memo.get(id(source.owner)), mark)
+            twin.sources[address] = twin.source(source.address, memo.get(id(source.owner)), mark)
         if twin.can_connect:
             return twin.connect()
         twin.kept = {address: tensor.detach().clone() for address, tensor in self.tensors().items()}
@@ -319,7 +305,7 @@ class Link:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with the source tensors themselves: the file holds each of them once."""
         tensors = {a: t if t.is_leaf else t.detach() for a, t in self.tensors().items()}
-        marks = {address: source.mark for address, source in self.refreshed().items()}
+        marks = {address: (source.address, source.mark) for address, source in self.refreshed().items()}
         return _unpickled, (str(self.expression), marks, self.home, (self.order, self.place), tensors)
 
     def own_value(self) -> Tensor:
@@ -329,11 +315,12 @@ class Link:
 
 def _unpickled(
     text: str,
-    marks: dict[Address, Anchor],
+    marks: dict[Address, tuple[Address, Anchor]],
     home: Anchor | None,
     names: tuple[tuple[str, ...], Address],
     tensors: dict[Address, Tensor],
 ) -> Link:
-    link = Link(parse(text), {a: Source(a, mark.module, mark) for a, mark in marks.items()}, home)
+    link = Link(parse(text), {}, home)
+    link.sources = {a: link.source(place, mark.module, mark) for a, (place, mark) in marks.items()}
     (link.order, link.place), link.kept = names, tensors
     return link.connect() if link.can_connect else link

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 from torch import nn
 
+from tied.algebra import Address
 from tied.ledger import PLANT as PLANT, declared as declared
 
 
@@ -59,22 +61,41 @@ class Plant:
         anchor: The anchor that names the module.
         declared: The ties declared with the module as their home, as texts (target, source) seen from it:
             what `retie` puts back where a target's module was replaced.
+        known: The modules that were inside when the ties were declared, and those that have replaced one since.
     """
 
-    def __init__(self, anchor: Anchor, module: nn.Module, declared: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        anchor: Anchor,
+        module: nn.Module,
+        declared: dict[str, str] | None = None,
+        known: Iterable[nn.Module] = (),
+    ) -> None:
         """Fill `anchor` with `module`."""
         self.anchor, self.declared = anchor, dict(declared or {})
+        self.known: WeakSet[nn.Module] = WeakSet(known)
+        self._replaced: WeakValueDictionary[Address, nn.Module] = WeakValueDictionary()
         anchor.fill(module)
+
+    def is_new(self, module: nn.Module, path: Address) -> bool:
+        """Tell whether a module at a path inside has replaced who stood there when the ties were declared."""
+        if module not in self.known:
+            self.known.add(module)
+            self._replaced[path] = module
+        return self._replaced.get(path) is module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plant | None:
         """Fill the copied anchor with the copied module."""
         module = memo.get(id(self.anchor.module))
-        return None if module is None else Plant(copy.deepcopy(self.anchor, memo), module, self.declared)
+        if module is None:
+            return None
+        known = [twin for old in self.known if (twin := memo.get(id(old))) is not None]
+        return Plant(copy.deepcopy(self.anchor, memo), module, self.declared, known)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle together with the module that carries it."""
         module = self.anchor.module
-        return (Anchor, ()) if module is None else (Plant, (self.anchor, module, self.declared))
+        return (Anchor, ()) if module is None else (Plant, (self.anchor, module, self.declared, list(self.known)))
 
 
 def anchor(module: nn.Module) -> Anchor:

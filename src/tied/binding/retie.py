@@ -16,12 +16,11 @@ from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
 from tied.binding.late_reading import install, is_late
 from tied.binding.link import Link
-from tied.binding.module_reference import declared
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import check_winner
 from tied.binding.tie import declare, unwrapped
 from tied.errors import AddressError, ConflictError, during
-from tied.ledger import Tie, entries
+from tied.ledger import Tie, entries, lost
 
 
 class Mended(NamedTuple):
@@ -86,7 +85,7 @@ class Lost(NamedTuple):
 def _replaced(model: nn.Module) -> Iterator[Lost]:
     for path, home in model.named_modules():
         tree, place = ModuleTree(home), address_of(path)
-        for target, source in declared(home).items():
+        for target, source in lost(home).items():
             tie = Tie(parse_address(target), parse(source))
             try:
                 slot = tree.slot(tie.target)

@@ -5,9 +5,9 @@ Owns: looking things up in a module tree. Must not change anything. Read next: `
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,8 @@ class ModuleTree:
             AddressError: nothing does.
         """
         owner = _walk(self.model, address[:-1]) if address else None
-        kinds = {} if owner is None else dict(_children(owner))
-        if owner is None or address[-1] not in kinds:
+        kind = None if owner is None else _kind(owner, address[-1])
+        if owner is None or kind is None:
             near = nearest(show_address(address), (show_address(slot.address) for slot in self.slots()))
             raise AddressError(
                 f"'{show_address(address)}' is not a parameter, buffer or module of {self.title}.",
@@ -70,7 +70,7 @@ class ModuleTree:
                 fix=f"did you mean {near}?" if near else "list the names with dict(model.named_parameters())",
             )
         module = owner._modules.get(address[-1])
-        return Slot(address, owner if module is None else module, kinds[address[-1]])
+        return Slot(address, owner if module is None else module, kind)
 
     def slots(self, below: Address = ()) -> Iterator[Slot]:
         """Yield every slot below an address, modules included, in the order of `named_parameters`."""
@@ -117,19 +117,41 @@ def _walk(module: nn.Module, address: Address) -> nn.Module | None:
     return found
 
 
-@functools.cache
+_PROPERTIES: WeakKeyDictionary[type[nn.Module], tuple[str, ...]] = WeakKeyDictionary()
+
+
 def _properties(kind: type[nn.Module]) -> tuple[str, ...]:
     """Return the names under which a class computes tensors, as its properties say: `def weight(self) -> Tensor`."""
+    if kind in _PROPERTIES:
+        return _PROPERTIES[kind]
     found: dict[str, None] = {}
     for name in dir(kind):
         getter = getattr(getattr(kind, name, None), "fget", None)
         if getattr(getter, "__annotations__", {}).get("return") in (Tensor, "Tensor", "torch.Tensor"):
             found[name] = None
-    return tuple(found)
+    return _PROPERTIES.setdefault(kind, tuple(found))
 
 
 def _holds(module: nn.Module, name: str) -> bool:
     return any(name in place for place in (module._parameters, module._buffers, links(module)))
+
+
+def _kind(module: nn.Module, name: str) -> str | None:
+    """Return what `_children` says of one name."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    if module._modules.get(name) is not None:
+        return "module"
+    parametrized = module._modules.get("parametrizations")
+    is_parametrized = isinstance(parametrized, nn.ModuleDict) and name in parametrized
+    is_computed = name in _properties(type(module)) and not _holds(module, name)
+    if is_computed or is_parametrized or isinstance(module.__dict__.get(name), Tensor):
+        return "computed"
+    if module._buffers.get(name) is not None:
+        return "buffer"
+    if module._parameters.get(name) is not None:
+        return "parameter"
+    return "tied" if name in links(module) else None
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, str]]:

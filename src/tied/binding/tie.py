@@ -21,6 +21,7 @@ from tied.binding.adapters import watch
 from tied.binding.equations import at_first_places, pair
 from tied.binding.late_reading import install, uninstall
 from tied.binding.link import Link
+from tied.binding.module_reference import plant
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import attend, check_winner
 from tied.errors import (
@@ -53,7 +54,8 @@ def tie(
     Args:
         model: Changed in place, and only if every check passes.
         target: The address of a parameter (`"decoder.weight"`), of a module (every parameter in it), a pattern
-            (`"layers.*.mlp"`), or a dict of targets and sources.
+            (`"layers.*.mlp"`), or several in a list. Without `source`: a whole equation, as ties are printed
+            (`"decoder.weight = encoder.weight.T"`), a `Tie`, a list of these, or a dict of targets and sources.
         source: An expression, as text (`"encoder.weight.T"`) or as a value. A `*` in it takes what the
             `*` of the target stood for; without one it serves all targets.
         keep: Whose present values win: `"source"`, `"target"` (the source becomes what gives the target's
@@ -61,7 +63,7 @@ def tie(
         buffers: Whether modules tied as a whole share their buffers too (batch-norm statistics).
 
     Returns:
-        The new ties, resolved to their root sources.
+        The ties, resolved to their root sources; one that is in force already stays as it is.
 
     Raises:
         AddressError: an address names nothing; the message names the nearest valid ones.
@@ -114,8 +116,13 @@ def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: boo
     tree = ModuleTree(model)
     wanted = at_first_places(tree, wanted)
     present = {entry.target: entry.source for entry, _, _ in entries(model)}
-    for position, each in enumerate(wanted):
-        _check_target(tree, each, {other.target for other in wanted[:position]}, buffers)
+    known = {each for each in wanted if _is_in_force(each, present)}
+    asked = list(dict.fromkeys(wanted))
+    wanted = [each for each in asked if each not in known]
+    others = set[Address]()
+    for each in wanted:
+        _check_target(tree, each, others, buffers)
+        others.add(each.target)
     roots = resolve(present | {each.target: each.source for each in wanted})
     new = [Tie(each.target, roots[each.target]) for each in wanted]
     for each in new:
@@ -123,7 +130,12 @@ def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: boo
     values = _winners(tree, new, keep)
     moved = [Tie(target, roots[target]) for target, source in present.items() if roots[target] != source]
     _act(tree, [*new, *moved], values)
-    return tuple(new)
+    return tuple(Tie(each.target, roots[each.target]) for each in asked)
+
+
+def _is_in_force(tie: Tie, present: Mapping[Address, Expression]) -> bool:
+    """Tell whether a target is defined so already; `present` is resolved to roots."""
+    return tie.target in present and tie.source.substitute(present) == present[tie.target]
 
 
 # -- checks -----------------------------------------------------------------------------------------
@@ -298,6 +310,11 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
     """Write the values and install the links; undo everything if anything fails."""
     with torch.no_grad(), ExitStack() as undo:
         prepared = [(tree.slot(each.target), *_link(tree.model, each)) for each in ties]
+        for home in {id(home): home for *_, home in prepared}.values():
+            plant(home).known.update(home.modules())
+        names = dict[nn.Module, set[str]]()
+        for slot, *_ in prepared:
+            names.setdefault(slot.owner, set[str]()).add(slot.name)
         for address, value in values.items():
             tensor = tree.slot(address).tensor
             undo.callback(tensor.copy_, tensor.clone())
@@ -307,7 +324,7 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
                 links(slot.owner)[slot.name].forget()
             undo.callback(_restore, slot, links(slot.owner).get(slot.name), slot.tensor)
             try:
-                install(slot.owner, slot.name, link)
+                install(slot.owner, slot.name, link, also=names[slot.owner])
             except TypeError as error:
                 raise _immutable(slot, error) from error
             link.remember()

@@ -25,12 +25,13 @@ class Draft:
 
     def __init__(self, tree: ModuleTree, address: Address, declared: list[tuple[str, Expression]]) -> None:
         """Stand for the module at `address`."""
-        self.__dict__.update(_tree=tree, _address=address, _declared=declared)
+        self.__dict__.update(_tree=tree, _address=address, _declared=declared, _seen=False)
 
     def __getattr__(self, name: str) -> Any:
         """Return a stand-in for a child module, or the expression that reads a tensor."""
         if name.startswith("__"):
             raise AttributeError(name)
+        self.__dict__["_seen"] = True
         address = (*self._address, name)
         names = self._tree.names(self._address) or ()
         if name not in names:
@@ -40,6 +41,7 @@ class Draft:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Declare a tie of an attribute."""
+        self.__dict__["_seen"] = True
         address = (*self._address, name)
         if name not in (self._tree.names(self._address) or ()):
             raise _no_such(self._tree, self._address, name)
@@ -76,6 +78,10 @@ class Draft:
         """Return how many children there are."""
         return len(self._tree.names(self._address) or ())
 
+    def __dir__(self) -> list[str]:
+        """List the module's tensors and children, for whoever presses Tab."""
+        return sorted(self._tree.names(self._address) or ())
+
     def __repr__(self) -> str:
         """Show which module this stands for."""
         return f"<{show_address(self._address)} of {self._tree.title}, in tied.tying>"
@@ -89,6 +95,15 @@ def _no_such(tree: ModuleTree, address: Address, name: str) -> AddressError:
         found=f"no '{name}' there",
         expected=near or f"one of {', '.join(map(repr, sorted(names)[:5]))}",
         fix=f"did you mean {near}?" if near else "list the names with dict(model.named_parameters())",
+    )
+
+
+def _unnamed() -> KindError:
+    return KindError(
+        "Nothing was declared: the block did not use its stand-in for the model.",
+        found="a block that assigns to the model itself, or to nothing",
+        expected="assignments to the stand-in",
+        fix="with tied.tying(model) as m: m.decoder.weight = m.encoder.weight.T",
     )
 
 
@@ -117,7 +132,10 @@ def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> 
     with during("tying(model)"):
         model = unwrapped(model)
         declared: list[tuple[str, Expression]] = []
-        yield Draft(ModuleTree(model), (), declared)
+        draft = Draft(ModuleTree(model), (), declared)
+        yield draft
+        if not draft.__dict__["_seen"] and not declared:
+            raise _unnamed()
         wanted: list[Tie] = [tie for target, source in declared for tie in pair(model, target, source, buffers)]
         if wanted:
             declare(model, wanted, keep=keep, buffers=buffers)
