@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tied.algebra import Address, Expression, Ref, address_of, parse, show_address
 from tied.algebra.parser import parse_address
+from tied.errors import CycleError
 
 LINKS = "_tied"  # the name under which a module keeps the links of its tied attributes
 PLANT = "_tied_anchor"  # the name under which a module keeps what was declared with it as the home
@@ -136,15 +137,60 @@ def cuts(model: nn.Module) -> Iterator[Tie]:
 
 def _is_replaced(home: nn.Module, tie: Tie) -> bool:
     """Tell whether a target's module is another one by now, that reads nothing."""
-    owner, name = _owner(home, tie.target), tie.target[-1]
+    owner, name = module_at(home, tie.target[:-1]), tie.target[-1]
     if owner is None or name in links(owner) or not isinstance(getattr(owner, name, None), Tensor):
         return False  # it reads, or does not exist any more and needs no source
     is_source = isinstance(tie.source, Ref) and tie.source.address[-1] == name
-    return not (is_source and _owner(home, tie.source.sources()[0]) is owner)
+    return not (is_source and module_at(home, tie.source.sources()[0][:-1]) is owner)
 
 
-def _owner(module: nn.Module, address: Address) -> nn.Module | None:
+def module_at(module: nn.Module, path: Address) -> nn.Module | None:
+    """Return the module at a path; None where none is, or nothing in it can be tied (TorchScript)."""
     found: nn.Module | None = module
-    for segment in address[:-1]:
-        found = found._modules.get(segment) if found is not None else None
+    for segment in path:
+        if found is None or isinstance(found, torch.jit.ScriptModule):
+            return None
+        found = found._modules.get(segment)
     return found
+
+
+# -- chains -----------------------------------------------------------------------------------------
+
+
+def resolve(definitions: Mapping[Address, Expression]) -> dict[Address, Expression]:
+    """Express every target by sources that are not targets themselves.
+
+    Raises:
+        CycleError: a target would define itself; the message shows the way round.
+    """
+    roots: dict[Address, Expression] = {}
+
+    def root(target: Address, way: tuple[Address, ...]) -> Expression:
+        if target in way:
+            raise _cycle((*way[way.index(target) :], target))
+        if target not in roots:
+            expression = definitions[target]
+            inner = {a: root(a, (*way, target)) for a in expression.sources() if a in definitions}
+            roots[target] = expression.substitute(inner)
+        return roots[target]
+
+    for target in definitions:
+        root(target, ())
+    return roots
+
+
+def _cycle(way: tuple[Address, ...]) -> CycleError:
+    shown = [show_address(address) for address in way]
+    if len(way) == 2:
+        return CycleError(
+            f"'{shown[0]}' would define itself.",
+            found=f"'{shown[0]}' on both sides",
+            expected="a source other than the target",
+            fix="name the tensor that owns the memory as the source",
+        )
+    return CycleError(
+        "These ties go round in a circle, so that none of them owns any memory.",
+        found=" = ".join(shown),
+        expected="at least one tensor that is not a target",
+        fix="leave one of these ties out; tied.untie(model, target) undoes one that is in force",
+    )

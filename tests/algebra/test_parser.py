@@ -12,8 +12,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from tied import KindError, ParseError, TieError
 from tied.algebra import Expression, parse
+from tied.algebra.address_parser import MOST_CHARACTERS
 from tied.algebra.parser import parse_address
-from tied.algebra.scanner import MOST_CHARACTERS
 from tied.algebra.transform import MOST_DEPTH
 
 CANONICAL = {

@@ -10,4 +10,3 @@ from tied.algebra.expression import Expression as Expression, Ref as Ref
 from tied.algebra.parser import parse as parse, ref as ref
 from tied.algebra.pointwise import Pointwise as Pointwise
 from tied.algebra.projection import adjoint as adjoint, counts as counts, invert as invert, project as project
-from tied.algebra.resolution import resolve as resolve

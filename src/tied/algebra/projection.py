@@ -1,7 +1,7 @@
 """Projection: the source that comes nearest to given values of its uses.
 
 Owns: the adjoint and the use counts of whole expressions, the least-squares source, and the exact inverse.
-Must not know modules. Read next: `algebra/resolution.py`.
+Must not know modules. Read next: `ledger.py`.
 
 For uses theta_i = A_i phi, with every A_i*A_i diagonal, the minimiser of sum |theta_i - A_i phi|^2 is
 

@@ -23,9 +23,10 @@ from tied.binding.adapters import LIVING
 from tied.binding.computed_source import read_attribute, write_attribute
 from tied.binding.module_reference import Anchor, anchor, plant
 from tied.binding.slots import links
-from tied.binding.source import Source, at, gone
+from tied.binding.source import Source, gone
 from tied.binding.target_tensor import Read, computing, derive, viewing
 from tied.errors import KindError
+from tied.ledger import module_at
 from tied.sharding import gathered_for, is_sharded
 
 View = Callable[[Tensor], Tensor]
@@ -121,7 +122,7 @@ class Link:
         mark = anchor(home)
         link = cls(expression, {}, mark)
         for address in expression.sources():
-            owner = at(home, address[:-1])
+            owner = module_at(home, address[:-1])
             assert owner is not None
             link.sources[address] = link.source(address, owner, anchor(owner))
         return link.connect()

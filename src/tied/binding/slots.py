@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from tied.algebra import Address, show_address
 from tied.errors import AddressError, KindError, nearest
-from tied.ledger import LINKS as LINKS, links as links
+from tied.ledger import LINKS as LINKS, links as links, module_at
 
 
 class Slot(NamedTuple):
@@ -50,7 +50,7 @@ class ModuleTree:
 
     def names(self, address: Address) -> Collection[str] | None:
         """Return the names directly under the module at `address`; None where no module is."""
-        module = _walk(self.model, address)
+        module = module_at(self.model, address)
         return None if module is None else [name for name, _ in _children(module)]
 
     def slot(self, address: Address) -> Slot:
@@ -59,7 +59,7 @@ class ModuleTree:
         Raises:
             AddressError: nothing does.
         """
-        owner = _walk(self.model, address[:-1]) if address else None
+        owner = module_at(self.model, address[:-1]) if address else None
         kind = None if owner is None else _kind(owner, address[-1])
         if owner is None or kind is None:
             near = nearest(show_address(address), (show_address(slot.address) for slot in self.slots()))
@@ -74,7 +74,7 @@ class ModuleTree:
 
     def slots(self, below: Address = ()) -> Iterator[Slot]:
         """Yield every slot below an address, modules included, in the order of `named_parameters`."""
-        module = _walk(self.model, below)
+        module = module_at(self.model, below)
         for name, kind in _children(module) if module is not None else ():
             child = module._modules[name] if module is not None and kind == "module" else module
             assert child is not None
@@ -106,15 +106,6 @@ class ModuleTree:
                 fix="run one forward through the model, then tie",
             )
         return slot
-
-
-def _walk(module: nn.Module, address: Address) -> nn.Module | None:
-    found: nn.Module | None = module
-    for segment in address:
-        if found is None or isinstance(found, torch.jit.ScriptModule):
-            return None
-        found = found._modules.get(segment)
-    return found
 
 
 _PROPERTIES: WeakKeyDictionary[type[nn.Module], tuple[str, ...]] = WeakKeyDictionary()

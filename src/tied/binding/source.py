@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tied.algebra import Address, address_of, show_address
 from tied.binding.module_reference import Anchor, anchor, plant
 from tied.errors import SourceGoneError, TieError
+from tied.ledger import module_at
 
 
 class Source:
@@ -67,7 +68,7 @@ class Source:
         top = home.module if home is not None else None
         if top is None or "_modules" not in top.__dict__:  # the home is no more, or is being unpickled
             return self.owner
-        module = at(top, self.path)
+        module = module_at(top, self.path)
         return module if module is not None and module is self.owner else self.follow(top, module)
 
     def look(self, home: Anchor | None) -> nn.Module | None:
@@ -106,14 +107,6 @@ class Source:
             self.owner, self.mark = found, anchor(found)
             return found
         raise gone(self.address, _why(home, owner, self.address, found))
-
-
-def at(module: nn.Module, path: Address) -> nn.Module | None:
-    """Return the module at a path; None where none is."""
-    found: nn.Module | None = module
-    for segment in path:
-        found = found._modules.get(segment) if found is not None else None
-    return found
 
 
 def path_to(home: nn.Module, wanted: nn.Module) -> Address | None:

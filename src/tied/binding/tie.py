@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tied.algebra import Address, Expression, Ref, invert, project, resolve, show_address
+from tied.algebra import Address, Expression, Ref, invert, project, show_address
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
@@ -34,7 +34,7 @@ from tied.errors import (
     TwiceTiedError,
     during,
 )
-from tied.ledger import Tie, entries
+from tied.ledger import Tie, entries, resolve
 
 Keep = Literal["source", "target", "mean"]
 
@@ -116,7 +116,7 @@ def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: boo
     tree = ModuleTree(model)
     wanted = at_first_places(tree, wanted)
     present = {entry.target: entry.source for entry, _, _ in entries(model)}
-    known = {each for each in wanted if _is_in_force(each, present)}
+    known = {t for t in wanted if t.target in present and t.source.substitute(present) == present[t.target]}
     asked = list(dict.fromkeys(wanted))
     wanted = [each for each in asked if each not in known]
     others = set[Address]()
@@ -131,11 +131,6 @@ def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: boo
     moved = [Tie(target, roots[target]) for target, source in present.items() if roots[target] != source]
     _act(tree, [*new, *moved], values)
     return tuple(Tie(each.target, roots[each.target]) for each in asked)
-
-
-def _is_in_force(tie: Tie, present: Mapping[Address, Expression]) -> bool:
-    """Tell whether a target is defined so already; `present` is resolved to roots."""
-    return tie.target in present and tie.source.substitute(present) == present[tie.target]
 
 
 # -- checks -----------------------------------------------------------------------------------------

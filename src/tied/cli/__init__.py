@@ -13,12 +13,11 @@ from typing import Annotated
 
 import typer
 
-from tied.cli.check import check
+from tied.cli.check import check, rules
 from tied.cli.demo import demo
 from tied.cli.files import expand, repair, shrink
 from tied.cli.matrix import matrix
 from tied.cli.proofs import proofs
-from tied.cli.rules import rules
 from tied.cli.train import train
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""`tied check`: look at a model or a file from the command line.
+"""`tied check` and `tied rules`: look at a model or a file, and explain what may be found.
 
 Owns: finding the subject, the options and their defaults in pyproject.toml, and the exit status. Must not judge:
 `tied.check` does. A model is made by importing and calling the user's own code, and that is said.
@@ -179,3 +179,24 @@ def _print(report: Report, form: str, uri: str) -> None:
     else:
         text = {"text": show.to_text, "github": show.to_github, "html": show.to_html}[form](report)
         print(text, end="" if text.endswith("\n") or not text else "\n")
+
+
+# -- the rules ------------------------------------------------------------------------------------------
+
+
+def rules(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="A rule, such as TIE101, or a beginning: TIE1.")] = "",
+) -> None:
+    """List the rules of `tied check`, or explain one."""
+    from tied.reporting.rules import PAGE, RULES
+
+    rule, some = RULES.get(code.upper()), [r for r in RULES.values() if r.code.startswith(code.upper())]
+    if not some:
+        say(f"tied rules: there is no {code}; `tied rules` lists all")
+        raise typer.Exit(COULD_NOT_LOOK)
+    if rule is None:
+        width = max(len(one.title) for one in some)
+        for one in some:
+            print(f"{one.code}  {one.severity:7}  {one.title:{width}}  {one.sentence}")
+        return
+    print(f"{rule.code} {rule.title} ({rule.severity})\n\n{rule.sentence}\n\n{PAGE}#{rule.section}")

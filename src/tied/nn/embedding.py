@@ -7,11 +7,12 @@ Read next: `lm_head.py`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+from typing_extensions import Self, Unpack
 
 from tied.binding import tie as declare, ties
 from tied.binding.target_tensor import Target
@@ -20,9 +21,6 @@ from tied.nn.accumulate import gathered_embedding
 from tied.nn.cross_entropy import LossRule
 from tied.nn.input_checks import check_size, explain_bad_input
 from tied.nn.lm_head import Head
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 
 class HeadOptions(TypedDict, total=False):

@@ -7,8 +7,9 @@ settled (`reconcile.py`). Read next: `assign_values.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from tied.errors import ConflictError, FileError, KindError, during, nearest
 from tied.files.models.assign_values import install, is_folded, may_fail, unfolded, untouched_on_failure
 from tied.files.models.model_names import Names, plain_name
 from tied.files.models.reconcile import WINNERS, Reconciled, Winner, distance, reconcile
-from tied.files.models.select_weights import weights_of
 from tied.files.reading.file_ledger import name_of, reference
 from tied.files.reading.refusal import shown
 from tied.files.rewriting.expanded_view import Expansion
@@ -140,7 +140,7 @@ def _load(asked: _Asked, model: nn.Module, path: str | os.PathLike[str]) -> Load
     _check_lazy(names)
     file = Expansion.open(path)
     with torch.no_grad():
-        places = weights_of(file, {*names.values, *names.sources, *names.computed})
+        places = _weights_of(file, {*names.values, *names.sources, *names.computed})
         given = _given(asked, names, file, places)
         _check_fit(names, given, path)
         free = {name: tensor for name, tensor in given.items() if name not in names.computed}
@@ -321,3 +321,46 @@ def _computed_gaps(asked: _Asked, names: Names, computed: Mapping[str, Tensor]) 
             )
         gaps[name] = distance(value, tensor)
     return gaps
+
+
+# -- which names of the file are the model's -------------------------------------------------------------
+
+NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+PREFIXES = ("module.", "_orig_mod.")
+
+Taken = dict[str, str]
+"""Names as the model has them, each with the name in the file."""
+
+
+def _weights_of(file: Expansion, wanted: Collection[str]) -> Taken:
+    """Return the names of the file that are the model's weights, with the names in the file.
+
+    Of all places where a state dict may be nested (`{"model": ..., "optimizer": ...}`), and of all prefixes that
+    every name of it has, those are taken that fit most of the wanted names; where none fits, all names as they are.
+    What lies beside a nested state dict is no weight and is left out.
+
+    Args:
+        file: The checkpoint.
+        wanted: The names that the model has.
+    """
+    one = file.checkpoint.files[0] if len(file.checkpoint.files) == 1 else None
+    names = {plain_name(name): name for name in file.names()}
+    if len(names) < len(file.names()):  # with and without the segment of torch.compile: both stay as they are
+        names = {name: name for name in file.names()}
+    found = list(_places(names, one.loaded if one is not None else None))
+    return max(found, key=lambda place: len(place.keys() & set(wanted)))
+
+
+def _places(names: Taken, tree: Any) -> Iterator[Taken]:
+    yield names
+    inside = cast("Mapping[Any, Any]", tree) if isinstance(tree, Mapping) else {}
+    for key in NESTED:
+        if isinstance(inside.get(key), Mapping):
+            yield from _places(_below(names, f"{key}."), inside[key])
+    for prefix in PREFIXES:
+        if names and all(name.startswith(prefix) for name in names):
+            yield from _places(_below(names, prefix), None)
+
+
+def _below(names: Taken, prefix: str) -> Taken:
+    return {name.removeprefix(prefix): whole for name, whole in names.items() if name.startswith(prefix)}

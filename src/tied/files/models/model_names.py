@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tied.algebra import Address, Expression, resolve
+from tied.algebra import Address, Expression
 from tied.binding.link import Link
 from tied.binding.slots import links
 from tied.binding.tie import unwrapped
@@ -22,7 +22,7 @@ from tied.errors import KindError
 from tied.files.auditing.shared_memory import views
 from tied.files.reading.file_ledger import name_of, reference, values_only
 from tied.files.reading.refusal import shown
-from tied.ledger import entries
+from tied.ledger import entries, resolve
 
 COMPILED = "_orig_mod."
 

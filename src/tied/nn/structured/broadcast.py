@@ -6,12 +6,13 @@ Owns: `BroadcastLinear`, and the warning of outputs that stay equal. Read next: 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from tied.errors import KindError, ShapeError, during, explain
 from tied.nn.init import draw, draw_with_variance
@@ -19,9 +20,6 @@ from tied.nn.input_checks import check_choice
 from tied.nn.structured.constant_buffers import ConstantBuffers
 from tied.nn.structured.splitmix import check_seed, splitmix64
 from tied.nn.structured.structured_linear import Options
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Per = Literal["input", "output", "scalar", "diagonal"]
 Private = Literal["scale", "sign"]

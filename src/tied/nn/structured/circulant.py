@@ -5,18 +5,14 @@ Owns: `CirculantLinear` and `BlockCirculantLinear`. Read next: `kronecker.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from tied.errors import ShapeError, during
 from tied.nn.input_checks import check_size
 from tied.nn.structured.structured_linear import Options, StructuredLinear
 from tied.nn.structured.toeplitz import spectrum
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def circulant(columns: Tensor) -> Tensor:

@@ -5,19 +5,15 @@ Owns: `CodebookLinear`, and k-means on a line. Must not know other schemes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self, Unpack
 
 from tied.errors import InverseError, KindError, ShapeError, during
 from tied.nn.init import draw
 from tied.nn.input_checks import check_size
 from tied.nn.structured.gather import gather
 from tied.nn.structured.structured_linear import Options, StructuredLinear
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 MOST_STEPS = 300
 

@@ -5,20 +5,16 @@ Owns: `HashedLinear`. Must not use random numbers of a library: see `splitmix.py
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from tied.errors import during
 from tied.nn.input_checks import check_size
 from tied.nn.structured.gather import GatheredLinear, gather
 from tied.nn.structured.splitmix import check_seed, splitmix64
 from tied.nn.structured.structured_linear import Options
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class HashedLinear(GatheredLinear):

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from tied.errors import ShapeError, during, short
 from tied.nn.init import draw, draw_with_variance
 from tied.nn.input_checks import is_size
 from tied.nn.structured.structured_linear import Options, StructuredLinear
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Pair = tuple[int, int]
 

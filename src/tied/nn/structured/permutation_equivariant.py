@@ -6,18 +6,16 @@ Owns: `SetLinear`, `OrbitLinear`, and finding orbits. Read next: `hashed.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from tied.errors import ShapeError, during, short
 from tied.nn.init import draw, draw_with_variance
 from tied.nn.structured.gather import GatheredLinear, gather
 from tied.nn.structured.structured_linear import Options, StructuredLinear
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Permutation = Sequence[int] | Tensor
 

@@ -5,17 +5,13 @@ Owns: `SymmetricLinear`. Read next: `permutation_equivariant.py`, for every othe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from tied.errors import during
 from tied.nn.structured.gather import GatheredLinear
 from tied.nn.structured.structured_linear import Options
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class SymmetricLinear(GatheredLinear):

@@ -5,17 +5,13 @@ Owns: `ToeplitzLinear`, and Fourier transforms in dtypes that FFT libraries lack
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from tied.errors import during
 from tied.nn.mixed_precision import wide
 from tied.nn.structured.structured_linear import Options, StructuredLinear
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def spectrum(values: Tensor, length: int) -> Tensor:

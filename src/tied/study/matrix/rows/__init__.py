@@ -13,12 +13,11 @@ from tied.study.matrix.rows import (
     copies,
     distributed,
     functional,
-    graph,
     quantization,
     source,
     train,
     user,
 )
 
-THEMES = (train, convert, checkpoint, copies, graph, functional, source, user, distributed, quantization)
+THEMES = (train, convert, checkpoint, copies, functional, source, user, distributed, quantization)
 ROWS: tuple[Row, ...] = tuple(row for theme in THEMES for row in vars(theme).values() if isinstance(row, Row))

@@ -1,4 +1,4 @@
-"""Rows on functional use: `torch.func`, activation checkpointing and autocast."""
+"""Rows on graphs (compiled and exported models) and on functional use (`torch.func`, checkpointing, autocast)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,24 @@ from tied.study.matrix.row import row
 from tied.study.matrix.subject import SEED, Subject
 from tied.study.reference import mean_squared_error
 
-THEME = "functional"
+GRAPH, THEME = "graph", "functional"
 FUNCTIONAL_FIX = "pytorch pull request 195593 mends functional_call where a submodule is registered twice"
 BF16 = 2e-2
 """Relative: bfloat16 carries 8 bits."""
+
+
+@row(GRAPH, "compile")
+def compiled(subject: Subject) -> Subject:
+    """`model.compile(fullgraph=True, backend="aot_eager")`: no graph breaks, and it trains."""
+    subject.model.compile(fullgraph=True, backend="aot_eager")
+    return subject
+
+
+@row(GRAPH)
+def export_unflatten(subject: Subject) -> Subject:
+    """`torch.export.export(model, ...)`, `torch.export.unflatten`, and the result trains."""
+    program = torch.export.export(subject.model, (batch(subject, 1)[0],))
+    return subject.then(torch.export.unflatten(program))
 
 
 @row(THEME, since=FUNCTIONAL_FIX)
