@@ -161,6 +161,28 @@ def test_the_source_is_followed_or_the_read_is_loud(change: Rearrangement, kind:
 
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("kind", TIES)
+def test_a_source_behind_its_target_is_followed_too(kind: str, copied: str) -> None:
+    """A copy that was rearranged before anything was read: its target was copied before its source."""
+
+    def made() -> Model:
+        model = Model(kind)
+        tied.untie(model)
+        tied.tie(model, "layers.0.weight", TIES[kind][0].replace("{}", "layers.2"))
+        return COPIES[copied](model)
+
+    moved, lost, mistaken = made(), made(), made()
+    source, target = moved.layers[2], moved.layers[0]
+    moved.layers.insert(0, Layer())
+    assert torch.equal(target.weight, TIES[kind][1](source.weight))
+    del lost.layers[2]
+    mistaken.layers[2] = mistaken.layers[1]
+    for model in (lost, mistaken):
+        with pytest.raises(tied.SourceGoneError, match="left ModuleList"):
+            _ = model.layers[0].weight
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("kind", TIES)
 def test_a_new_module_in_the_sources_place_replaces_it(kind: str, copied: str) -> None:
     model = COPIES[copied](Model(kind))
     new = Layer()

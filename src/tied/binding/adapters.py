@@ -22,8 +22,7 @@ from tied.binding.module_reference import PLANT
 from tied.binding.slots import links
 from tied.errors import WriteError
 
-LIVING: WeakSet[Any] = WeakSet()
-"""Every link of this process: an adapter is asked to merge without its model, where one would look for ties."""
+LIVING: WeakSet[Any] = WeakSet()  # every link: an adapter is asked to merge without its model, where ties are found
 
 
 def is_adapter(module: nn.Module) -> bool:

@@ -34,6 +34,11 @@ class Anchor:
         """The module; None in a copy without it, and after its end."""
         return None if self._reference is None else self._reference()
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether it names a module, or named one that is no more."""
+        return self._reference is not None
+
     def fill(self, module: nn.Module) -> None:
         """Name `module` from now on, and tell those who wait for it."""
         self._reference = weakref.ref(module)

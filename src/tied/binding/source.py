@@ -32,14 +32,7 @@ class Source:
     """
 
     def __init__(self, address: Address, owner: nn.Module | None, mark: Anchor, *, keeps: bool = True) -> None:
-        """Remember the owner, and its anchor for copies.
-
-        Args:
-            address: Of the source.
-            owner: The module that owns it; None in a copy that does not hold it.
-            mark: The owner's anchor.
-            keeps: Whether the owner lives on here after its model dropped it, as where there is no home.
-        """
+        """Remember the owner; one that it `keeps` lives on here after its model dropped it."""
         self.path, self.name, self.mark, self._keeps = address[:-1], address[-1], mark, keeps
         self.owner = owner
 
@@ -94,10 +87,11 @@ class Source:
         Raises:
             SourceGoneError: it left `home`, and what is in its place was there before, or is nothing.
         """
+        if not self._is_known:  # a copy that has not read yet
+            self.owner = self.mark.module if self.mark.is_filled else found
         owner = self.owner
-        if not self._is_known and found is not None:  # a copy that has not read yet
-            self.owner = found
-            return found
+        if owner is not None and owner is found:
+            return owner
         place = path_to(home, owner) if owner is not None else None
         if owner is not None and place is not None:
             _refuse_pieces(home, place, self.address)

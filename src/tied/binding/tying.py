@@ -41,7 +41,6 @@ class Draft:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Declare a tie of an attribute."""
-        self.__dict__["_seen"] = True
         address = (*self._address, name)
         if name not in (self._tree.names(self._address) or ()):
             raise _no_such(self._tree, self._address, name)
@@ -98,15 +97,6 @@ def _no_such(tree: ModuleTree, address: Address, name: str) -> AddressError:
     )
 
 
-def _unnamed() -> KindError:
-    return KindError(
-        "Nothing was declared: the block did not use its stand-in for the model.",
-        found="a block that assigns to the model itself, or to nothing",
-        expected="assignments to the stand-in",
-        fix="with tied.tying(model) as m: m.decoder.weight = m.encoder.weight.T",
-    )
-
-
 @contextmanager
 def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> Generator[Any]:
     """Declare ties by assignment; all of them take effect together at the end of the block.
@@ -135,7 +125,12 @@ def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> 
         draft = Draft(ModuleTree(model), (), declared)
         yield draft
         if not draft.__dict__["_seen"] and not declared:
-            raise _unnamed()
+            raise KindError(
+                "Nothing was declared: the block did not use its stand-in for the model.",
+                found="a block that assigns to the model itself, or to nothing",
+                expected="assignments to the stand-in",
+                fix="with tied.tying(model) as m: m.decoder.weight = m.encoder.weight.T",
+            )
         wanted: list[Tie] = [tie for target, source in declared for tie in pair(model, target, source, buffers)]
         if wanted:
             declare(model, wanted, keep=keep, buffers=buffers)

@@ -16,7 +16,7 @@ class Band:
     """The figures that a claim allows, both ends included; not-a-number is never inside.
 
     Example:
-        >>> print(at_most(1e-12), Band(low=0.1), exactly(0), Band(0.5, 2), sep=", ")
+        >>> print(at_most(1e-12), at_least(0.1), exactly(0), Band(0.5, 2), sep=", ")
         ≤ 1e-12, ≥ 0.1, = 0, 0.5 … 2
         >>> at_most(1e-12).holds(0.0), at_most(1e-12).holds(float("nan"))
         (True, False)
@@ -41,6 +41,11 @@ class Band:
 def at_most(high: float) -> Band:
     """Return the band up to `high`."""
     return Band(high=high)
+
+
+def at_least(low: float) -> Band:
+    """Return the band from `low`."""
+    return Band(low=low)
 
 
 def exactly(figure: float) -> Band:
