@@ -63,7 +63,7 @@ def merge(layer: Any, *args: Any, **kwargs: Any) -> Any:
 def readers(owner: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the attributes that read a tensor of a module now, each with its link."""
     for link in tuple(LIVING):
-        target = link.target() if link.target is not None else None
+        target = link.target()
         held = links(target) if target is not None else {}
         names = [name for name, one in held.items() if one is link]
         if names and any(source.look(link.home) is owner for source in link.sources.values()):

@@ -182,8 +182,7 @@ def _attribute(name: str) -> property:
         link = held.get(name) if held else None
         if link is None:
             return _unlinked(module, name)
-        target = link.target
-        if target is None or target() is not module:
+        if link.target() is not module:
             raise _cloned(module, name, link)
         value = link.read()
         return value if not value.is_meta else _only_among_meta(module, name, link, value)
@@ -340,7 +339,7 @@ def shed(module: nn.Module) -> None:
 
 def settle(module: nn.Module, name: str, link: Link) -> None:
     """Decide what a copied attribute is: still tied if its source is in the copy, else a Parameter of its own."""
-    original = link.target() if link.target is not None else None
+    original = link.target()
     if original is not None and original is not module:  # a shallow copy has the links of its original
         link = link.again()
         module.__dict__[LINKS] = {**links(module), name: link}

@@ -100,7 +100,7 @@ class Link:
     Attributes:
         expression: The definition, with addresses from the home.
         home: The anchor of the innermost module that holds both ends; None where the owners were given.
-        target: Refers to the module that reads; None before it is installed.
+        target: Returns the module that reads; None before it is installed, and after its end.
         place: The address of the target from the home, where it was declared.
         order: The names of its module's parameters (or buffers) before anything was tied, for untying.
         read: Computes the present value.
@@ -109,7 +109,7 @@ class Link:
     def __init__(self, expression: Expression, sources: Mapping[Address, Source], home: Anchor | None) -> None:
         """Make a link; call `connect` to be able to read."""
         self.expression, self.sources, self.home = expression, dict(sources), home
-        self.target: weakref.ref[nn.Module] | None = None
+        self.target: Callable[[], nn.Module | None] = lambda: None
         self.place: Address = ()
         self.order: tuple[str, ...] = ()
         self.kept: dict[Address, Tensor] = {}
@@ -135,23 +135,24 @@ class Link:
 
     def _reader(self, source: Source) -> Read:
         """Return a function that finds and reads a source, and hands on what is no plain Parameter."""
-        name = source.name
         top = self.home.module if self.home is not None else None
         if top is None:
-            return lambda: self.found(source.living(), name)
-        reference = weakref.ref(top)
+            return lambda: self.found(source.living(), source.name)
+        reference, path, name, known = weakref.ref(top), source.path, source.name, source.reference
 
         def read() -> Tensor:
-            home = reference()
+            nonlocal path, known
+            home: Any = reference()
             if home is None:
                 return self.found(source.living(), name)
-            module: nn.Module | None = home
-            for segment in source.path:
+            module = home
+            for segment in path:
                 module = module._modules.get(segment)
                 if module is None:
                     break
-            if module is None or module is not source.reference():
+            if module is None or module is not known():
                 module = source.follow(home, module)
+                path, known = source.path, source.reference
             tensor = module._parameters.get(name)
             return tensor if type(tensor) is Parameter else self.found(module, name)
 
@@ -190,7 +191,7 @@ class Link:
         tensor = _tensor(owner, name)
         if is_sharded(tensor):
             home = self.home.module if self.home is not None else None
-            return gathered_for(self.target() if self.target is not None else None, tensor, home)
+            return gathered_for(self.target(), tensor, home)
         if owner is None or name in owner._parameters or name in owner._buffers:
             return tensor
         return derive(tensor, self)
@@ -291,8 +292,8 @@ class Link:
         twin = Link(self.expression, {}, copy.deepcopy(self.home, memo))
         memo[id(self)] = twin
         twin.order, twin.place = self.order, self.place
-        copied = memo.get(id(self.target())) if self.target is not None else None
-        twin.target = None if copied is None else weakref.ref(copied)
+        if (copied := memo.get(id(self.target()))) is not None:
+            twin.target = weakref.ref(copied)
         for address, source in self.refreshed().items():
             mark = copy.deepcopy(source.mark, memo)
             twin.sources[address] = twin.source(source.address, memo.get(id(source.owner)), mark)
