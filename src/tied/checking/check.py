@@ -25,7 +25,6 @@ from tied.checking.inventory import Inventory
 from tied.checking.optimizers import look_at_optimizer
 from tied.checking.semantics import look_at_meaning
 from tied.errors import KindError, during
-from tied.files.auditing.audit import audit
 from tied.reporting.facts import Finding, Group, expression, quoted
 from tied.reporting.report import Report
 from tied.reporting.rules import chosen, finding, known_prefixes
@@ -70,6 +69,8 @@ def check(
         if isinstance(subject, nn.Module):
             return _look(subject, inputs, optimizer, select=select, ignore=ignore)
         if isinstance(subject, str | Path | Mapping):
+            from tied.files.auditing.audit import audit  # a look at a model does not wait for it
+
             return audit(subject, select=select, ignore=ignore)
         raise KindError(
             "Only models, state dicts and files can be looked at.",
