@@ -312,8 +312,8 @@ def test_resizing_an_adopted_model_is_right_or_refused(architecture: Architectur
         pytest.skip("the untouched model cannot be resized")
     model, reference = adopted(architecture), architecture.build()
     groups, refused = shared(reference), refusal(resized, model)
-    if "in its place stands" in refused:
-        return  # Marian's way: the embedding was replaced by what is tied to it
+    if "left " in refused and " is another " in refused:
+        return  # Marian's way: the embedding was replaced by what is tied to it, which is no source of it
     if refused:
         assert BY_NAME in refused
         tied.alias(model)  # the way on: all was resized but for the biases, which is done with the tying
