@@ -120,3 +120,13 @@ def test_a_target_in_the_place_of_another_source_is_no_source_of_it() -> None:
     with pytest.raises(tied.SourceGoneError, match="left ModuleDict; at 'c' is another Linear"):
         _ = model["d"].weight
     assert model["b"].weight is model["a"].weight
+
+
+def test_a_circle_through_two_models_is_loud() -> None:
+    one, two = (nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in names}) for names in ("ab", "cd"))
+    tied.tie(one, "b.weight", "a.weight")
+    tied.tie(two, "d.weight", "c.weight")
+    one["a"], two["c"] = two["d"], one["b"]
+    for module in (one["b"], two["d"]):
+        with pytest.raises(tied.SourceGoneError, match="left ModuleDict; at '[ac]' is another Linear"):
+            _ = module.weight
