@@ -128,5 +128,5 @@ def test_a_circle_through_two_models_is_loud() -> None:
     tied.tie(two, "d.weight", "c.weight")
     one["a"], two["c"] = two["d"], one["b"]
     for module in (one["b"], two["d"]):
-        with pytest.raises(tied.SourceGoneError, match="left ModuleDict; at '[ac]' is another Linear"):
+        with pytest.raises(tied.SourceGoneError, match=r"left ModuleDict; at '[ac]' is another Linear"):
             _ = module.weight
