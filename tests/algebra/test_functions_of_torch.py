@@ -1,15 +1,12 @@
 """Torch's own functions on expressions: those of the language give expressions, all others say so."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tied import Expression, KindError, ParseError, TransformError, ref
 from tied.algebra import parse
-from tied.algebra.transform import ATTRIBUTES, FORMS, FUNCTIONS, METHODS, OPERATORS
+from tied.algebra.transform import ATTRIBUTES, FORMS, METHODS
 
 E, G = ref("e"), ref("f")
 
@@ -136,15 +133,6 @@ def test_every_method_of_the_language_is_one_of_expressions() -> None:
     assert (E.T, E.mT) == (parse("e.T"), parse("e.mT"))
     assert all(FORMS[name].__doc__ for name in METHODS)
     assert set(dir(E)) >= METHODS
-
-
-def test_the_table_of_the_language_is_full() -> None:
-    """Each spelling has something that builds it, once `tied.algebra` is imported: no file was forgotten there."""
-    spellings = {*METHODS, *OPERATORS, *FUNCTIONS, "parse"}
-    assert not (missing := sorted(spellings - FORMS.keys())), f"nothing builds {', '.join(missing)}"
-    code = "from tied.algebra.expression import FORMS; print(*FORMS)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert sorted(found) == sorted(FORMS)
 
 
 @pytest.mark.parametrize("name", ["add", "mul", "special_expit", "concat", "negative"])

@@ -1,13 +1,15 @@
 """The protocol of transforms: what each must say, and the default right inverse."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from tied import InverseError
 from tied.algebra.arithmetic import Add, Kron, Matmul, Multiply, ScaleBy
-from tied.algebra.transform import METHODS, Transform, correct, settle
+from tied.algebra.transform import FORMS, FUNCTIONS, METHODS, OPERATORS, Transform, correct, settle
 from tied.algebra.views import Index, Span, view
 from tied.errors import TieError
 
@@ -59,3 +61,12 @@ def test_the_names_of_the_language_are_words() -> None:
     assert all(name.isidentifier() for name in METHODS)
     assert all(hasattr(torch.Tensor, name) for name in METHODS - {"softplus"})
     assert issubclass(InverseError, TieError)
+
+
+def test_the_table_of_the_language_is_full() -> None:
+    """Each spelling has something that builds it, once `tied.algebra` is imported: no file was forgotten there."""
+    spellings = {*METHODS, *OPERATORS, *FUNCTIONS, "parse"}
+    assert not (missing := sorted(spellings - FORMS.keys())), f"nothing builds {', '.join(missing)}"
+    code = "from tied.algebra.expression import FORMS; print(*FORMS)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(found) == sorted(FORMS)
