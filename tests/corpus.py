@@ -81,6 +81,16 @@ class Case:
     def __str__(self) -> str:
         return f"{self.model.__name__}-{self.source}"
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether plain sharing can say it."""
+        return self.source.replace(".", "").replace("_", "").isalnum() and ".T" not in self.source
+
+    @property
+    def source_name(self) -> str:
+        """The name of the source's Parameter, where it is an identity."""
+        return self.source
+
     def build(self, seed: int = 0) -> nn.Module:
         """Return the untied model."""
         torch.manual_seed(seed)

@@ -31,6 +31,12 @@ def declared(module: nn.Module) -> dict[str, str]:
     return dict(getattr(module.__dict__.get(PLANT), "declared", {}))
 
 
+def is_live(module: nn.Module, name: str) -> bool:
+    """Tell whether a tied attribute stands in its module's slots, and holds there what its source holds."""
+    held = [slots for slots in (module._parameters, module._buffers) if name in getattr(slots, "links", ())]
+    return any(not slots.is_split(name) for slots in held)  # type: ignore[attr-defined]
+
+
 def lost(home: nn.Module) -> dict[str, str]:
     """Return the ties that were declared with `home` as their home, and that no module inside reads any more."""
     found = declared(home)
@@ -121,10 +127,7 @@ def cuts(model: nn.Module) -> Iterator[Tie]:
     Somebody gave the target a tensor of its own, reset the class of its module, or replaced the module.
     """
     for tie, module, _ in entries(model):
-        name = tie.target[-1]
-        places = (module._parameters, module._buffers, module.__dict__)
-        is_read = isinstance(getattr(type(module), name, None), property)
-        if not is_read or any(isinstance(place.get(name), Tensor) for place in places):
+        if _is_cut(module, tie.target[-1]):
             yield tie
     for path, home in model.named_modules():
         place = address_of(path)
@@ -135,13 +138,25 @@ def cuts(model: nn.Module) -> Iterator[Tie]:
                 yield Tie((*place, *tie.target), tie.source.substitute(seen))
 
 
+def _is_cut(module: nn.Module, name: str) -> bool:
+    """Tell whether a tied attribute does not read its source: a live slot was split, or late reading is in the way."""
+    places = (module._parameters, module._buffers)
+    for slots in places:
+        if name in getattr(slots, "links", ()):
+            return slots.is_split(name)  # type: ignore[attr-defined]
+    is_read = isinstance(getattr(type(module), name, None), property)
+    return not is_read or any(isinstance(place.get(name), Tensor) for place in (*places, module.__dict__))
+
+
 def _is_replaced(home: nn.Module, tie: Tie) -> bool:
     """Tell whether a target's module is another one by now, that reads nothing."""
     owner, name = module_at(home, tie.target[:-1]), tie.target[-1]
     if owner is None or name in links(owner) or not isinstance(getattr(owner, name, None), Tensor):
         return False  # it reads, or does not exist any more and needs no source
-    is_source = isinstance(tie.source, Ref) and tie.source.address[-1] == name
-    return not (is_source and module_at(home, tie.source.sources()[0][:-1]) is owner)
+    if not isinstance(tie.source, Ref):
+        return True
+    source = module_at(home, tie.source.address[:-1])  # whose own tensor may have been handed over
+    return source is None or getattr(owner, name) is not getattr(source, tie.source.address[-1], None)
 
 
 def module_at(module: nn.Module, path: Address) -> nn.Module | None:

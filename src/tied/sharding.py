@@ -11,9 +11,12 @@ which the backward pass reduces and scatters to the shards, where it is added to
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import Tensor, distributed, nn
+
+Path = tuple[str, ...]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -69,3 +72,33 @@ def spread(tensor: Tensor, like: Any) -> Tensor:
 def is_first_process() -> bool:
     """Tell whether this process is the one of all that writes."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def is_managed(module: nn.Module | None) -> bool:
+    """Tell whether FSDP has marked a module; FSDP1 does so just before it flattens the Parameters, FSDP2 afterwards."""
+    return module is not None and "_is_fsdp_managed_module" in module.__dict__
+
+
+def are_apart(home: nn.Module | None, place: Path, source: Path) -> bool:
+    """Tell whether FSDP2 shards two ends of a tie apart, or is about to, so that they cannot be one Parameter.
+
+    Args:
+        home: The innermost module that holds both ends.
+        place: The address of the target from there.
+        source: The address of the source's module from there.
+    """
+    contract = sys.modules.get("torch.distributed._composable.contract")
+    if contract is None or home is None:
+        return False
+    return _group(home, place[:-1], contract.STATE_KEY) is not _group(home, source, contract.STATE_KEY)
+
+
+def _group(module: nn.Module, path: Path, key: Any) -> object:
+    """Return the state of the innermost group of FSDP2 that a module belongs to, as seen from above it."""
+    found: object = None
+    step: nn.Module | None = module
+    for segment in (None, *path):
+        step = step if segment is None or step is None else step._modules.get(segment)
+        states = step.__dict__.get(key) if step is not None else None
+        found = next(iter(states.values())) if states else found
+    return found

@@ -153,7 +153,7 @@ def test_one_class_is_made_for_all_ties_of_a_module(count: int, monkeypatch: pyt
     make = late_reading._made
     monkeypatch.setattr(late_reading, "_made", lambda base, names: made.append(names) or make(base, names))
     model = nn.ModuleDict({"a": Wide(count), "b": Wide(count)})
-    tied.tie(model, "b", "a")
+    tied.tie(model, {f"b.p{place}": f"2 * a.p{place}" for place in range(count)})
     assert len(tied.ties(model)) == count
     tied.untie(model)
     assert type(model.b) is Wide
@@ -165,7 +165,7 @@ def test_no_class_lives_longer_than_its_models() -> None:
         pass
 
     model = nn.ModuleDict({"a": Local(2, 2), "b": Local(2, 2)})
-    tied.tie(model, "b.weight", "a.weight")
+    tied.tie(model, "b.weight", "a.weight.T")
     late, local = weakref.ref(type(model.b)), weakref.ref(Local)
     assert late() is not Local
     del model

@@ -234,3 +234,30 @@ def test_a_value_read_before_its_source_was_replaced_is_not_the_source() -> None
     with torch.no_grad():
         model["decoder"].weight += 1
     assert model["encoder"].weight.eq(2).all()
+
+
+# -- gradients of a value -----------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_view_is_the_sources_as_it_sees_it() -> None:
+    model = autoencoder("encoder.weight.T")
+    assert model.decoder.weight.grad is None
+    model.decoder(torch.tanh(model.encoder(torch.rand(2, 6)))).sum().backward()
+    assert torch.equal(model.decoder.weight.grad, model.encoder.weight.grad.T)
+    norm = model.encoder.weight.grad.norm()
+    torch.testing.assert_close(nn.utils.clip_grad_norm_([model.decoder.weight], 1e-3), norm)
+    torch.testing.assert_close(model.encoder.weight.grad.norm(), torch.tensor(1e-3))
+
+
+@pytest.mark.parametrize("source", ["encoder.weight.T", "2 * encoder.weight.T"])
+def test_a_gradient_cannot_be_assigned_to_a_value(source: str) -> None:
+    model = autoencoder(source)
+    with pytest.raises(tied.KindError) as caught:
+        model.decoder.weight.grad = torch.ones(6, 4)
+    assert str(caught.value) == (
+        "A weight that is computed has no gradient of its own.\n"
+        "  found:    a gradient, assigned to the value\n"
+        "  expected: the gradient of the source, which is the sum over all uses\n"
+        "  fix:      set .grad of the source\n"
+        "The model was not changed."
+    )

@@ -1,8 +1,9 @@
-"""The modules of a model are rearranged: the source's module is followed, or the next read is loud.
+"""The modules of a model are rearranged: the source's module is followed; where it left, an identity lives on in its
+target as in plain torch, and the next read of a transform is loud.
 
 Each rearrangement runs on a stack of layers that share one matrix, under a tie of each kind. A target then reads what
 it read before, computed by hand from the source's own Parameter, which is still among the model's parameters; or it
-raises. It never reads a layer that it was not tied to.
+raises. It never reads a layer that it was not tied to, nor a weight that no optimizer sees.
 """
 
 import copy
@@ -133,16 +134,33 @@ COPIES: dict[str, Callable[[Model], Model]] = {
 }
 
 
+def assert_lives_on(model: Model, target: nn.Module, weight: nn.Parameter) -> None:
+    """As `b.weight = a.weight` does where `a` left: nothing is lost, and nothing is tied any longer."""
+    assert target.weight is weight
+    assert any(parameter is weight for parameter in model.parameters())
+    assert any(torch.equal(tensor, weight) for tensor in model.state_dict().values())
+    assert tied.ties(model) == ()
+    assert "weight=" not in repr(target)
+    target.weight.square().sum().backward()
+    assert weight.grad is not None
+    alone = copy.deepcopy(model)
+    assert [n for n, _ in alone.named_parameters()] == [n for n, _ in model.named_parameters()]
+
+
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("kind", TIES)
 @pytest.mark.parametrize("change", REARRANGEMENTS, ids=str)
 def test_the_source_is_followed_or_the_read_is_loud(change: Rearrangement, kind: str, copied: str) -> None:
     model = COPIES[copied](Model(kind))
     source, target = model.layers[1], model.layers[LAST]
+    weight = source.weight
     change.act(model)
     if not change.keeps:
         del source  # nobody but the model held it
         gc.collect()
+        if kind == "identity":
+            assert_lives_on(model, target, weight)
+            return
         with pytest.raises(tied.SourceGoneError, match=r"left ModuleList|is no more"):
             _ = target.weight
         return
@@ -177,6 +195,10 @@ def test_a_source_behind_its_target_is_followed_too(kind: str, copied: str) -> N
     del lost.layers[2]
     mistaken.layers[2] = mistaken.layers[1]
     for model in (lost, mistaken):
+        if kind == "identity":
+            target = model.layers[0]
+            assert_lives_on(model, target, target.weight)
+            continue
         with pytest.raises(tied.SourceGoneError, match="left ModuleList"):
             _ = model.layers[0].weight
 

@@ -91,7 +91,8 @@ def test_the_weight_is_the_convolutions_own():
     back = TiedConvTranspose2d(conv)
     assert back.weight is conv.weight
     assert isinstance(back, nn.ConvTranspose2d)
-    assert [name for name, _ in back.named_parameters()] == ["bias"]
+    assert sorted(name for name, _ in back.named_parameters()) == ["bias", "weight"], "as in plain torch"
+    assert len(list(nn.ModuleList([conv, back]).parameters())) == 3
     assert not list(back.children())
     conv.weight = nn.Parameter(torch.zeros(8, 3, 3, 3))
     assert not back.weight.any()

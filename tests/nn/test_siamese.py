@@ -66,9 +66,9 @@ def test_private_statistics_are_those_of_each_domain():
 def test_state_dicts():
     shared, private = Siamese(tower()), Siamese(tower(), statistics="private")
     assert set(shared.state_dict()) == {f"towers.0.{name}" for name in tower().state_dict()}
-    assert set(private.state_dict()) - set(shared.state_dict()) == {
-        f"towers.1.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
-    }
+    more = {f"towers.1.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert {name for name, _ in private.named_buffers()} - {name for name, _ in shared.named_buffers()} == more
+    assert set(private.state_dict()) == {f"towers.{tower_}.{name}" for tower_ in "01" for name in tower().state_dict()}
     assert sum(p.numel() for p in shared.parameters()) == sum(p.numel() for p in private.parameters())
 
 

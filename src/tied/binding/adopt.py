@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tied.algebra import Address, Expression, Ref, show_address
-from tied.binding.late_reading import uninstall
+from tied.algebra import Expression, Ref, show_address
+from tied.binding.late_reading import read, uninstall
 from tied.binding.slots import ModuleTree, Slot
 from tied.binding.tie import declare, unwrapped
 from tied.errors import ConflictError, KindError, during
@@ -189,12 +189,12 @@ def alias(model: nn.Module) -> tuple[Tie, ...]:
         exported = [
             (tie, module, link) for tie, module, link in entries(unwrapped(model)) if isinstance(tie.source, Ref)
         ]
-        plain = [entry for entry in exported if _is_plain(entry[2].read(), entry[0].target)]
+        plain = [entry for entry in exported if _is_plain(read(entry[1], entry[0].target[-1], entry[2]))]
         for tie, module, link in plain:
             link.forget()
-            uninstall(module, tie.target[-1], link.read())
+            uninstall(module, tie.target[-1], read(module, tie.target[-1], link))
         return tuple(tie for tie, _, _ in plain)
 
 
-def _is_plain(tensor: Tensor, target: Address) -> bool:
+def _is_plain(tensor: Tensor) -> bool:
     return isinstance(tensor, Parameter) or not tensor.requires_grad

@@ -16,16 +16,20 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from tied.algebra import Address, address_of, show_address
 from tied.binding.adapters import notice_adapters
 from tied.binding.link import Link
+from tied.binding.live.live_slots import Kind, Live, live_names, live_slots, ordered, with_entry, without
+from tied.binding.live.registration import attend_registrations
+from tied.binding.live.shown import Shown
+from tied.binding.refusals import cloned, not_pruned, not_set, on_meta
 from tied.binding.slots import LINKS, links
-from tied.binding.state_dict_hooks import load_alone
+from tied.binding.state_dict_hooks import attend_target, load_alone
 from tied.binding.target_tensor import Derived, Target, refuse_registration
-from tied.errors import KindError, SourceGoneError, WriteError
+from tied.sharding import is_managed, is_sharded
 
 
 class Late:
@@ -53,7 +57,7 @@ class Late:
         if name in links(self):  # type: ignore[arg-type]
             _refuse(self, name, param)
         elif name.endswith("_orig") and name.removesuffix("_orig") in links(self):  # type: ignore[arg-type]
-            raise _not_pruned(self, name.removesuffix("_orig"))
+            raise not_pruned(cast(nn.Module, self), name.removesuffix("_orig"))
         else:
             super().register_parameter(name, param)  # type: ignore[misc]
 
@@ -66,20 +70,23 @@ class Late:
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Freeze or thaw the module, and the sources of its tied attributes: they are its weights too."""
-        for link in links(self).values():  # type: ignore[arg-type]
-            link.require_grad(requires_grad)
+        live = live_names(self)  # type: ignore[arg-type]
+        for name, link in links(self).items():  # type: ignore[arg-type]
+            if name not in live:
+                link.require_grad(requires_grad)
         return super().requires_grad_(requires_grad)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """Show what the module shows, and its ties."""
         shown = [super().extra_repr()] if super().extra_repr() else []  # type: ignore[misc]
-        shown += [f"{name}={link.expression}" for name, link in links(self).items()]  # type: ignore[arg-type]
+        live = live_names(self)  # type: ignore[arg-type]
+        shown += [f"{name}={link.expression}" for name, link in links(self).items() if name not in live]  # type: ignore[arg-type]
         return ", ".join(shown)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name, link in links(self).items():  # type: ignore[arg-type]
             is_home = link.home is not None and link.home.module is self  # whose hook reconciles the keys
-            if prefix + name in state_dict and not is_home:
+            if prefix + name in state_dict and not is_home and name not in live_names(self):  # type: ignore[arg-type]
                 state_dict = {key: value for key, value in state_dict.items() if key != prefix + name} | load_alone(
                     link, state_dict[prefix + name], prefix, name
                 )
@@ -108,8 +115,10 @@ class Late:
         else:
             super().__setstate__(state)  # type: ignore[misc]
         _listen()
+        live = live_names(self)  # type: ignore[arg-type]
         for name, link in links(self).items():  # type: ignore[arg-type]
-            settle(self, name, link)  # type: ignore[arg-type]
+            if name not in live:
+                settle(self, name, link)  # type: ignore[arg-type]
         shed(self)  # type: ignore[arg-type]
 
 
@@ -117,6 +126,7 @@ def _listen() -> None:
     """From now on see what is registered on modules: adapters around tied layers, and values of ties."""
     notice_adapters()
     refuse_registration()
+    attend_registrations()
 
 
 def _remake(make: Any, arguments: tuple[Any, ...], names: frozenset[str]) -> Any:
@@ -129,34 +139,7 @@ def _refuse(module: Any, name: str, value: Any) -> None:
     link = links(module)[name]
     if isinstance(value, Tensor) and _is_source_itself(value, link):
         return
-    what = type(value).__name__ if isinstance(value, Tensor) else repr(value)
-    address = show_address((*_place(module, link), name))
-    raise WriteError(
-        f"'{address}' is tied and owns no memory, so it cannot be set or deleted.",
-        found=f"{address} = {link.expression}; {what} was assigned",
-        expected="an assignment to the source",
-        fix=f"assign to the source, or give the attribute a Parameter of its own: tied.untie(model, '{address}')",
-    )
-
-
-def _not_pruned(module: Any, name: str) -> KindError:
-    link = links(module)[name]
-    address = show_address((*_place(module, link), name))
-    return KindError(
-        f"'{address}' is tied, so that it cannot be pruned here.",
-        found=f"{address} = {link.expression}; '{name}_orig' was registered",
-        expected="a Parameter of the module's own",
-        fix=f"prune the source, which all uses then follow, or call tied.untie(model, '{address}') first",
-    )
-
-
-def _place(module: nn.Module, link: Link) -> Address:
-    """Return the address of a tied module as seen from its home, or its class where there is none."""
-    home = link.home.module if link.home is not None else None
-    for path, other in home.named_modules() if home is not None else ():
-        if other is module:
-            return address_of(path)
-    return (module._get_name(),)
+    raise not_set(module, name, value)
 
 
 def _is_source_itself(value: Tensor, link: Link) -> bool:
@@ -183,21 +166,14 @@ def _attribute(name: str) -> property:
         if link is None:
             return _unlinked(module, name)
         if link.target() is not module:
-            raise _cloned(module, name, link)
+            raise cloned(module, name, link)
         value = link.read()
+        if link.waits and not is_dynamo_compiling():
+            _come_forward(module, name, link)
         return value if not value.is_meta else _only_among_meta(module, name, link, value)
 
     read.__dict__[LINKS] = name
     return property(read)
-
-
-def _cloned(module: nn.Module, name: str, link: Link) -> SourceGoneError:
-    return SourceGoneError(
-        f"'{name}' of this {type(module).__name__} belongs to the module that it was cloned from.",
-        found=f"{name} = {link.expression}, in a module made anew over a copied __dict__",
-        expected="the module that was tied, or a copy of it by copy.deepcopy or copy.copy",
-        fix="use torch.func.functional_call; or first tied.alias(model), for identities, or tied.untie(model)",
-    )
 
 
 def _only_among_meta(module: nn.Module, name: str, link: Link, value: Tensor) -> Tensor:
@@ -209,13 +185,7 @@ def _only_among_meta(module: nn.Module, name: str, link: Link, value: Tensor) ->
     own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     if all(tensor.is_meta for tensor in own or (home.parameters() if home is not None else ())):
         return value
-    address = show_address((*_place(module, link), name))
-    raise SourceGoneError(
-        f"'{address}' reads a source on the meta device, which has no values.",
-        found=f"{address} = {link.expression}, on meta, beside tensors that are not",
-        expected="the source in memory",
-        fix="move the model as a whole, or give the source memory: module.to_empty(device='cpu') and load",
-    )
+    raise on_meta(module, name, link)
 
 
 def _unlinked(module: nn.Module, name: str) -> Tensor:
@@ -265,15 +235,69 @@ def install(module: nn.Module, name: str, link: Link, *, also: Collection[str] =
 
     `also` names the attributes that are tied by and by: the class is made once for all of them.
     """
-    place = module._buffers if name in module._buffers else module._parameters
-    if name in place:
+    place: Kind = "_buffers" if name in module._buffers else "_parameters"
+    held = module.__dict__[place]
+    if name in held:
+        link.kind = place
         known = (other.order for other in links(module).values() if name in other.order)
-        link.order = next(known, None) or tuple(place)
-        module.__dict__["_parameters" if place is module._parameters else "_buffers"] = _without(place, name)
+        link.order = next(known, None) or tuple(dict.keys(held))
     _listen()
     link.target = weakref.ref(module)
+    tensor = _ordinary(module, name, link)
+    if tensor is None and name in held:
+        module.__dict__[place] = without(held, name)
     module.__dict__[LINKS] = {**links(module), name: link}
+    if tensor is not None:
+        _go_live(module, name, link, tensor)
+    link.waits = link.is_identity and tensor is None
     _wear(module, also)
+    refresh_recurrent(module)
+
+
+def _ordinary(module: nn.Module, name: str, link: Link) -> Tensor | None:
+    """Return the tensor that a live slot would hold; None where the attribute has to be read late."""
+    owner = link.identity_owner() if link.is_identity and not is_dynamo_compiling() else None
+    own = type(module).__mro__[2 if "_tied_base" in type(module).__dict__ else 0 :]
+    is_computed = any(isinstance(base.__dict__.get(name), property) for base in own)
+    if owner is None or is_computed or is_managed(module):
+        return None
+    places: tuple[Kind, ...] = ("_parameters", "_buffers")
+    for place in places:
+        tensor = owner.__dict__[place].get(link.identity_name)
+        if tensor is not None and link.kind in ("", place) and not is_sharded(tensor) and not link.is_apart():
+            return tensor if place == "_buffers" or isinstance(tensor, Parameter) else None
+    return None
+
+
+def _go_live(module: nn.Module, name: str, link: Link, tensor: Tensor) -> None:
+    place: Kind = "_parameters" if isinstance(tensor, Parameter) else "_buffers"
+    held, link.kind = module.__dict__[place], place
+    slots = held if isinstance(held, Live) else Live(place, give_up, held.items())
+    if name not in slots:
+        slots = slots.remade(ordered({**dict(dict.items(slots)), name: tensor}, link.order))
+    module.__dict__.setdefault("extra_repr", Shown(module))
+    attend_target(module)
+    module.__dict__[place] = slots.with_tie(name, link, tensor)
+
+
+def give_up(module: nn.Module, name: str, link: Link) -> None:
+    """Read late what was live, since its source holds no ordinary tensor now."""
+    link.waits = True
+    link.connect()
+    place, held = link.kind, module.__dict__[link.kind]
+    if not held.links:
+        module.__dict__[place] = dict(dict.items(held))
+    _wear(module)
+
+
+def _come_forward(module: nn.Module, name: str, link: Link) -> None:
+    """Make an attribute live, if its source holds an ordinary tensor again."""
+    tensor = _ordinary(module, name, link)
+    if tensor is not None and is_late(module, name):
+        link.waits = False
+        _go_live(module, name, link, tensor)
+        _wear(module)
+        refresh_recurrent(module)
 
 
 def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None, *, also: Collection[str] = ()) -> None:
@@ -282,23 +306,33 @@ def uninstall(module: nn.Module, name: str, tensor: Tensor | None = None, *, als
     `also` names the attributes that the class goes on reading late, where they are tied.
     """
     link = links(module)[name]
-    module.__dict__[LINKS] = _without(links(module), name)
-    if tensor is not None:
+    if name in live_names(module):
+        module.__dict__[link.kind] = module.__dict__[link.kind].without(name, tensor)
+    elif tensor is not None:
         place = "_parameters" if isinstance(tensor, Parameter) else "_buffers"
-        module.__dict__[place] = _ordered({**getattr(module, place), name: tensor}, link.order)
+        module.__dict__[place] = with_entry(module.__dict__[place], name, tensor, link.order)
+    module.__dict__[LINKS] = without(links(module), name)
+    if not live_names(module):
+        module.__dict__.pop("extra_repr", None)
     _wear(module, also)
-    if isinstance(module, nn.RNNBase) and not isinstance(module, Late):
-        module._init_flat_weights()
+    refresh_recurrent(module)
+
+
+def read(module: nn.Module, name: str, link: Link) -> Tensor:
+    """Return what a tied attribute is now; its class may be reset, so that reading it late is no more what it does."""
+    slots = live_slots(module, name)
+    tensor = slots[name] if slots is not None else None
+    return tensor if tensor is not None else link.read()
 
 
 def is_late(module: nn.Module, name: str) -> bool:
     """Tell whether the module's class reads the attribute late."""
-    return hasattr(getattr(getattr(type(module), name, None), "fget", None), LINKS)
+    return name not in live_names(module) and hasattr(getattr(getattr(type(module), name, None), "fget", None), LINKS)
 
 
 def _wear(module: nn.Module, also: Collection[str] = ()) -> None:
     """Put on the class that fits the module's links; classes put on top by others stay."""
-    names, kind = frozenset([*links(module), *also]), type(module)
+    names, kind = frozenset([*links(module), *also]).difference(live_names(module)), type(module)
     if is_parametrized(module) and kind.__name__.startswith("Parametrized"):
         _slip_under(kind, names)
     else:
@@ -359,11 +393,7 @@ def settle(module: nn.Module, name: str, link: Link) -> None:
     link.when_found(retry)
 
 
-def _without(place: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in place.items() if key != name}
-
-
-def _ordered(place: dict[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
-    """Return the entries in the order they had before anything was tied, newer ones last."""
-    ranks = {name: rank for rank, name in enumerate(order)}
-    return dict(sorted(place.items(), key=lambda item: ranks.get(item[0], len(order))))
+def refresh_recurrent(module: nn.Module) -> None:
+    """Have a recurrent module that torch reads gather its weights again."""
+    if isinstance(module, nn.RNNBase) and not isinstance(module, Late):
+        module._init_flat_weights()

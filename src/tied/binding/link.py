@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tied.algebra import Address, Expression, invert, parse, show_address
+from tied.algebra import Address, Expression, Ref, invert, parse, show_address
 from tied.algebra.expression import Apply
 from tied.binding.adapters import LIVING
 from tied.binding.computed_source import read_attribute, write_attribute
 from tied.binding.module_reference import Anchor, anchor, plant
 from tied.binding.slots import links
-from tied.binding.source import Source, gone
+from tied.binding.source import Source, gone, path_to
 from tied.binding.target_tensor import Read, computing, derive, viewing
 from tied.errors import KindError
 from tied.ledger import module_at
-from tied.sharding import gathered_for, is_sharded
+from tied.sharding import are_apart, gathered_for, is_sharded
 
 View = Callable[[Tensor], Tensor]
 
@@ -103,6 +103,9 @@ class Link:
         target: Returns the module that reads; None before it is installed, and after its end.
         place: The address of the target from the home, where it was declared.
         order: The names of its module's parameters (or buffers) before anything was tied, for untying.
+        kind: Where its module holds or held the attribute: `"_parameters"` or `"_buffers"`; "" where in neither.
+        settled: Returns what stands in a state dict for a live target, whose source loads for both.
+        waits: Whether it is an identity that is read late, until its source holds an ordinary tensor again.
         read: Computes the present value.
     """
 
@@ -113,6 +116,8 @@ class Link:
         self.place: Address = ()
         self.order: tuple[str, ...] = ()
         self.kept: dict[Address, Tensor] = {}
+        self.kind, self.waits = "", False
+        self.settled: Callable[[], Tensor | None] | None = None
         self.read: Read = self._unread
         LIVING.add(self)
 
@@ -243,6 +248,12 @@ class Link:
             if parameter is not None:
                 parameter.requires_grad_(requires_grad)
 
+    def gradient(self) -> Tensor | None:
+        """Return the gradients of the sources, seen as the target sees their values; None where there is none."""
+        gradients = {address: tensor.grad for address, tensor in self.tensors().items()}
+        found = {address: gradient for address, gradient in gradients.items() if gradient is not None}
+        return self.expression.value(found) if len(found) == len(gradients) else None
+
     def remember(self) -> None:
         """Have the home remember the declaration, for `retie`."""
         home = self.home.module if self.home is not None else None
@@ -254,6 +265,39 @@ class Link:
         home = self.home.module if self.home is not None else None
         if home is not None:
             plant(home).declared.pop(show_address(self.place), None)
+
+    # -- identities ---------------------------------------------------------------------------------
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the target is its source, as it is."""
+        return isinstance(self.expression, Ref) and len(self.sources) == 1
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the target's slot is the source's, so that nothing is read late."""
+        return self.is_identity and bool(self.kind) and not self.waits
+
+    @property
+    def identity_name(self) -> str:
+        """The attribute of the one source of an identity."""
+        (address,) = self.sources
+        return address[-1]
+
+    def identity_owner(self) -> nn.Module | None:
+        """Return the module that owns the one source of an identity now; None where it left."""
+        (source,) = self.sources.values()
+        return source.look(self.home)
+
+    def is_hidden(self) -> bool:
+        """Tell whether the one source of an identity is in the model, and cannot be read as it is."""
+        home, (source,) = self.home.module if self.home is not None else None, self.sources.values()
+        return home is not None and source.owner is not None and path_to(home, source.owner) is not None
+
+    def is_apart(self) -> bool:
+        """Tell whether FSDP2 shards, or is about to shard, the target and the one source of an identity apart."""
+        (source,) = self.sources.values()
+        return are_apart(self.home.module if self.home is not None else None, self.place, source.path)
 
     def _unread(self) -> Tensor:
         raise gone(self.expression.sources()[0], "a copy was made without the module that holds it")
@@ -276,6 +320,7 @@ class Link:
         """Return a link that reads the same, for another module."""
         twin = Link(self.expression, {}, self.home)
         twin.order, twin.place, twin.kept = self.order, self.place, self.kept
+        twin.kind, twin.waits = self.kind, self.waits
         twin.sources = {a: twin.source(one.address, one.owner, one.mark) for a, one in self.sources.items()}
         return twin.connect() if twin.can_connect else twin
 
@@ -283,22 +328,30 @@ class Link:
         """Return the sources as they are now: a replaced owner gets an anchor before it is copied."""
         found: dict[Address, Source] = {}
         for address, source in self.sources.items():
-            owner = source.find(self.home)
+            owner = source.look(self.home) if self.is_live else source.find(self.home)
             found[address] = source if owner is None else self.source(source.address, owner, anchor(owner))
         return found
+
+    def _has_left(self) -> bool:
+        """Tell whether the source of a live target left the model, so that it does not lead into a copy either."""
+        return self.is_live and self.can_connect and self.identity_owner() is None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Link:
         """Point into the copy, as far as it is known by now; else remember the present value."""
         twin = Link(self.expression, {}, copy.deepcopy(self.home, memo))
         memo[id(self)] = twin
-        twin.order, twin.place = self.order, self.place
+        twin.order, twin.place, twin.kind, twin.waits = self.order, self.place, self.kind, self.waits
         if (copied := memo.get(id(self.target()))) is not None:
             twin.target = weakref.ref(copied)
         for address, source in self.refreshed().items():
             mark = copy.deepcopy(source.mark, memo)
             twin.sources[address] = twin.source(source.address, memo.get(id(source.owner)), mark)
+            if self._has_left():
+                twin.sources[address].leave()
         if twin.can_connect:
             return twin.connect()
+        if self.is_live:  # the slot has the value
+            return twin
         twin.kept = {address: tensor.detach().clone() for address, tensor in self.tensors().items()}
         for address, tensor in self.tensors().items():
             twin.kept[address].requires_grad_(tensor.requires_grad)
@@ -306,9 +359,12 @@ class Link:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with the source tensors themselves: the file holds each of them once."""
-        tensors = {a: t if t.is_leaf else t.detach() for a, t in self.tensors().items()}
-        marks = {address: (source.address, source.mark) for address, source in self.refreshed().items()}
-        return _unpickled, (str(self.expression), marks, self.home, (self.order, self.place), tensors)
+        tensors = {} if self.is_live else {a: t if t.is_leaf else t.detach() for a, t in self.tensors().items()}
+        target = self.target() if self.is_live else None
+        left = self._has_left()
+        marks = {a: (source.address, None if left else source.mark) for a, source in self.refreshed().items()}
+        slot = (self.kind, self.waits, target)
+        return _unpickled, (str(self.expression), marks, self.home, (self.order, self.place), tensors, slot)
 
     def own_value(self) -> Tensor:
         """Return the value from the tensors kept by a copy that does not hold the sources."""
@@ -317,12 +373,19 @@ class Link:
 
 def _unpickled(
     text: str,
-    marks: dict[Address, tuple[Address, Anchor]],
+    marks: dict[Address, tuple[Address, Anchor | None]],
     home: Anchor | None,
     names: tuple[tuple[str, ...], Address],
     tensors: dict[Address, Tensor],
+    slot: tuple[str, bool, nn.Module | None] = ("", False, None),
 ) -> Link:
     link = Link(parse(text), {}, home)
-    link.sources = {a: link.source(place, mark.module, mark) for a, (place, mark) in marks.items()}
+    for address, (place, mark) in marks.items():
+        link.sources[address] = link.source(place, mark.module if mark is not None else None, mark or Anchor())
+        if mark is None:
+            link.sources[address].leave()
     (link.order, link.place), link.kept = names, tensors
+    link.kind, link.waits, target = slot
+    if target is not None:
+        link.target = weakref.ref(target)
     return link.connect() if link.can_connect else link

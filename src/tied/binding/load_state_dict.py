@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from tied.algebra import Ref
 from tied.binding.adopt import adopt
-from tied.binding.late_reading import uninstall
+from tied.binding.late_reading import read, uninstall
 from tied.binding.state_dict_hooks import check_winner, reconcile_all
 from tied.binding.tie import unwrapped
+from tied.binding.transformers_keys import withdraw
 from tied.errors import during
 from tied.ledger import Tie, entries
 
@@ -62,4 +63,5 @@ def _share_again(model: nn.Module, plain: tuple[Tie, ...]) -> None:
     for tie, module, link in list(entries(model)):
         if tie.target in targets and isinstance(tie.source, Ref):
             link.forget()
-            uninstall(module, tie.target[-1], link.read())
+            withdraw(model, tie)
+            uninstall(module, tie.target[-1], read(module, tie.target[-1], link))

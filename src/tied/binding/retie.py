@@ -16,6 +16,7 @@ from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
 from tied.binding.late_reading import install, is_late
 from tied.binding.link import Link
+from tied.binding.live.live_slots import live_slots
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import check_winner
 from tied.binding.tie import declare, unwrapped
@@ -119,12 +120,15 @@ def _put_back(lost: Lost, keep: Literal["source", "target"] | None, *, act: bool
 
 def is_cut(module: nn.Module, name: str) -> bool:
     """Tell whether a tied attribute was overwritten behind its module's back."""
+    slots = live_slots(module, name)
+    if slots is not None:
+        return slots.is_split(name)
     return not is_late(module, name) or _impostor(module, name) is not None
 
 
 def _impostor(module: nn.Module, name: str) -> Tensor | None:
     for place in (module._parameters, module._buffers, module.__dict__):
-        tensor = place.get(name)
+        tensor = dict.get(place, name)
         if isinstance(tensor, Tensor):
             return tensor
     return None
@@ -133,7 +137,7 @@ def _impostor(module: nn.Module, name: str) -> Tensor | None:
 def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, *, act: bool) -> Mended:
     (tie, module, link), name = entry, entry[0].target[-1]
     impostor = _impostor(module, name)
-    value = link.read().detach()
+    value = link.connect().read().detach()
     same = impostor is None or agree(value, impostor.detach(), link.expression)
     if not same and keep is None:
         raise _undecided(tie)
@@ -141,8 +145,9 @@ def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, *, act: bool) ->
         if not same and keep == "target":
             assert impostor is not None
             link.write(impostor.detach())
-        for place in (module._parameters, module._buffers, module.__dict__):
-            place.pop(name, None)
+        if live_slots(module, name) is None:
+            for place in (module._parameters, module._buffers, module.__dict__):
+                place.pop(name, None)
         install(module, name, link)
     what = "the class of its module was reset" if impostor is None else "a tensor of its own"
     return Mended(tie.target, what if same else f"{what}, with other values", "both" if same else str(keep))

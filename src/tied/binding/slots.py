@@ -138,19 +138,25 @@ def _kind(module: nn.Module, name: str) -> str | None:
     is_computed = name in _properties(type(module)) and not _holds(module, name)
     if is_computed or is_parametrized or isinstance(module.__dict__.get(name), Tensor):
         return "computed"
+    if name in _in_force(module):
+        return "tied"
     if module._buffers.get(name) is not None:
         return "buffer"
-    if module._parameters.get(name) is not None:
-        return "parameter"
-    return "tied" if name in links(module) else None
+    return "parameter" if module._parameters.get(name) is not None else None
+
+
+def _in_force(module: nn.Module) -> list[str]:
+    """Return the attributes that are tied; a live one whose source left the model is an ordinary tensor."""
+    return [name for name, link in links(module).items() if not link.is_live or link.identity_owner() is not None]
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(module, torch.jit.ScriptModule):
         return  # its attributes are fixed: nothing in it can be a target or a source
-    yield from ((name, "tied") for name in links(module))
-    yield from ((n, "parameter") for n, tensor in module._parameters.items() if tensor is not None)
-    yield from ((n, "buffer") for n, tensor in module._buffers.items() if tensor is not None)
+    tied = _in_force(module)
+    yield from ((name, "tied") for name in tied)
+    yield from ((n, "parameter") for n, tensor in module._parameters.items() if tensor is not None and n not in tied)
+    yield from ((n, "buffer") for n, tensor in module._buffers.items() if tensor is not None and n not in tied)
     parametrized = module._modules.get("parametrizations")
     if isinstance(parametrized, nn.ModuleDict):
         yield from ((name, "computed") for name in parametrized)

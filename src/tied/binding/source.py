@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tied.algebra import Address, address_of, show_address
 from tied.binding.module_reference import Anchor, anchor, plant
 from tied.errors import SourceGoneError, TieError
-from tied.ledger import module_at
+from tied.ledger import links, module_at
 
 
 class Source:
@@ -51,6 +51,10 @@ class Source:
         self.reference: Callable[[], nn.Module | None]
         self.reference = (lambda: module) if self._keeps or module is None else weakref.ref(module)
         self._is_known = module is not None
+
+    def leave(self) -> None:
+        """Take it as known that the owner left."""
+        self.owner, self._is_known = None, True
 
     def find(self, home: Anchor | None) -> nn.Module | None:
         """Return the module that owns the source now; None in a copy that does not hold it.
@@ -109,7 +113,10 @@ def path_to(home: nn.Module, wanted: nn.Module) -> Address | None:
 
 
 def is_held(module: nn.Module, name: str) -> bool:
-    """Tell whether a module has a tensor of this name, held or computed."""
+    """Tell whether a module has a tensor of this name, held, read or computed."""
+    places = (links(module), module._parameters, module._buffers)
+    if any(dict.get(place, name) is not None for place in places):
+        return True
     try:
         return isinstance(getattr(module, name, None), Tensor)
     except (RuntimeError, TieError):  # computed of what is not there, or a target that reads what is gone

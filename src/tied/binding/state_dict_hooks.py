@@ -3,13 +3,16 @@
 Owns: the reconciliation of target keys with source keys, before torch loads. Must not open files.
 Read next: `tie.py`.
 
-A state dict of a tied model has no key for a target. One from elsewhere may: then the key is dropped where
-it agrees with the source, turned into the source where the source is missing, and refused where they differ.
+A state dict of a tied model has no key for a target that is read late. One from elsewhere may: then the key is dropped
+where it agrees with the source, turned into the source where the source is missing, and refused where they differ.
+A live target has a key, as in plain torch; what it is given to load is what it holds, since its source loads for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, MutableMapping
+import sys
+import weakref
+from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from tied.algebra import Address, Expression, invert, project, ref
 from tied.algebra.projection import agree
 from tied.binding.link import Link
+from tied.binding.live.live_slots import Live, live_slots
 from tied.errors import ConflictError, InverseError, ShapeError, TieError
 from tied.ledger import Tie, entries
 
@@ -27,14 +31,99 @@ State = MutableMapping[str, Any]
 
 def attend(home: nn.Module) -> None:
     """Have `home` reconcile state dicts before it loads them."""
-    if not any(getattr(hook, "hook", None) is reconcile_before for hook in home._load_state_dict_pre_hooks.values()):
-        home.register_load_state_dict_pre_hook(reconcile_before)
+    _hook(home, reconcile_before)
 
 
-def reconcile_before(module: nn.Module, state_dict: State, prefix: str, *_: Any) -> None:
+def attend_target(module: nn.Module) -> None:
+    """Have a module with live slots load what concerns it alone."""
+    _hook(module, load_live)
+
+
+def _hook(module: nn.Module, wanted: Callable[..., None]) -> None:
+    hooks = module._load_state_dict_pre_hooks
+    if not any(getattr(hook, "hook", None) is wanted for hook in hooks.values()):
+        module.register_load_state_dict_pre_hook(wanted)
+    for key in [key for key, hook in hooks.items() if getattr(hook, "hook", None) is load_live]:
+        hooks[key] = hooks.pop(key)  # what concerns a home comes first
+
+
+def reconcile_before(
+    module: nn.Module, state_dict: State, prefix: str, metadata: Any, strict: bool, missing: list[str], *_: Any
+) -> None:
     """Reconcile the keys of every target whose home lies in `module`; a hook of torch's `load_state_dict`."""
     with _begun(prefix):
+        found = [(tie, link) for tie, owner, link in entries(module) if link.is_live and _is_in_accord(owner, tie)]
+        given = [tie for tie, _ in found if _key(prefix, tie.target) in state_dict]
+        sources = dict.fromkeys(_key(prefix, address) for tie in given for address in tie.source.sources())
+        lone = [key for key in sources if key not in state_dict]
         reconcile_all(module, state_dict, prefix, keep=None)
+        if lone and _is_lenient():
+            missing.extend(lone)
+
+
+def load_live(
+    module: nn.Module, state_dict: State, prefix: str, metadata: Any, strict: bool, missing: list[str], *_: Any
+) -> None:
+    """Have each live slot load what it holds, where its source loads for both; a hook of torch's `load_state_dict`."""
+    for slots in (module.__dict__["_parameters"], module.__dict__["_buffers"]):
+        for name, link in tuple(slots.links.items()) if isinstance(slots, Live) else ():
+            key = prefix + name
+            if not slots.is_in_accord(name):
+                _load_apart(link, state_dict, key, name)
+            elif key not in state_dict or _is_settled(link, state_dict[key]):
+                if key not in state_dict and _is_lenient():
+                    missing.append(key)
+                state_dict[key] = slots[name]
+            elif (metadata or {}).get("assign_to_params_buffers", False):
+                _assign(state_dict, key, slots[name])
+
+
+def _load_apart(link: Link, state: State, key: str, name: str) -> None:
+    """Load into a slot that has a value of its own, as torch does; or one that is read late by now."""
+    if not link.is_live and key in state:
+        state.update(load_alone(link, state.pop(key), key.removesuffix(name), name))
+
+
+def _assign(state: State, key: str, present: Any) -> None:
+    """Put a value into the tensor that a slot shares, where torch would put another tensor into the slot alone."""
+    value = state[key]
+    if value is not present and isinstance(value, Tensor) and value.shape == present.shape and not present.is_meta:
+        with torch.no_grad():
+            present.copy_(value)
+        state[key] = present
+
+
+def _is_in_accord(module: nn.Module, tie: Tie) -> bool:
+    slots: Any = live_slots(module, tie.target[-1])
+    return slots is not None and slots.is_in_accord(tie.target[-1])
+
+
+def _is_lenient() -> bool:
+    """Tell whether torch's `load_state_dict`, which is under way, was called with `strict=False`.
+
+    Hooks are not told. A lenient load reports the missing name of a tied tensor, which safetensors' `load_model`
+    looks for; a strict one takes one name for both.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not nn.Module.load_state_dict.__code__:
+        frame = frame.f_back
+    return frame is not None and frame.f_locals.get("strict") is False
+
+
+def _settle(state: State, key: str, link: Link) -> None:
+    """Take the key of a target out of `state`; a live one loads what it holds."""
+    module, name = link.target(), key.rpartition(".")[2]
+    slots: Any = live_slots(module, name) if module is not None else None
+    if slots is not None and slots.is_in_accord(name):
+        state[key] = token = slots[name].detach()
+        link.settled = weakref.ref(token)
+    elif slots is None:
+        del state[key]
+
+
+def _is_settled(link: Link, value: Any) -> bool:
+    """Tell whether a key was reconciled before, by `_settle`."""
+    return link.settled is not None and link.settled() is value
 
 
 @contextmanager
@@ -98,8 +187,8 @@ def _project_together(state: State, prefix: str, ties: list[tuple[Tie, Link]]) -
     if not all(agree(expression.value(present), value, expression) for expression, value in uses):
         uses += [(ref(address), tensor) for address, tensor in given.items() if address not in fixed]
         state.update({_key(prefix, a): tensor for a, tensor in project(uses, present, fixed).items()})
-        for tie, _ in ties:
-            del state[_key(prefix, tie.target)]
+        for tie, link in ties:
+            _settle(state, _key(prefix, tie.target), link)
 
 
 def _refuse_rivals(state: State, prefix: str, ties: list[Tie], asked: Mapping[str, Any]) -> None:
@@ -128,7 +217,7 @@ def reconcile(state: State, prefix: str, tie: Tie, link: Link, *, keep: str | No
     """
     key = prefix + ".".join(tie.target)
     value = state.get(key)
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or _is_settled(link, value):
         return
     keys = _source_keys(prefix, tie, link)
     given = {address: state[name].to(value.device) for address, name in keys.items() if name in state}
@@ -137,7 +226,9 @@ def reconcile(state: State, prefix: str, tie: Tie, link: Link, *, keep: str | No
     if not _fits(link.expression, present, value):
         return  # torch words mismatched shapes itself
     missing = keys.keys() - given.keys() - fixed
-    if missing or keep == "target":
+    if missing and keep is None and agree(link.expression.value(present), value, link.expression):
+        state.update({keys[address]: present[address] for address in missing})
+    elif missing or keep == "target":
         found = invert(link.expression, value, present, fixed | (set() if keep else set(given)))
         _refuse_gaps(key, found, value)
         state.update({keys[address]: found[address] for address in found if keep or address in missing})
@@ -146,7 +237,7 @@ def reconcile(state: State, prefix: str, tie: Tie, link: Link, *, keep: str | No
         state.update({keys[address]: tensor for address, tensor in project(uses, present, fixed).items()})
     elif keep is None and not agree(link.expression.value(present), value, link.expression):
         raise _conflict(key, [keys[a] for a in given], link.expression)
-    del state[key]
+    _settle(state, key, link)
 
 
 def _source_keys(prefix: str, tie: Tie, link: Link) -> dict[Address, str]:

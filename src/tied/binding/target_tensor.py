@@ -35,6 +35,9 @@ class Origin(Protocol):
     def require_grad(self, requires_grad: bool) -> None:
         """Freeze or thaw the sources."""
 
+    def gradient(self) -> Tensor | None:
+        """Return the gradients of the sources, seen as the target sees their values."""
+
 
 class Target(Tensor):
     """The value of a tied attribute: a plain tensor, except that it freezes and writes where its source lives.
@@ -75,6 +78,19 @@ class Target(Tensor):
         self._origin.require_grad(requires_grad)
         return self._origin.read()
 
+    @property
+    def grad(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The source's gradient, summed over every use, as the target sees it: the same memory; setting it is refused.
+
+        Raises:
+            KindError: a gradient is assigned.
+        """
+        return self._origin.gradient()
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> NoReturn:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise _not_assigned()
+
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> NoReturn:
         """Refuse: the next read is another tensor, and the hook would never be called.
 
@@ -102,6 +118,15 @@ class Target(Tensor):
         return self.plain.__deepcopy__(memo)
 
 
+def _not_assigned() -> KindError:
+    return KindError(
+        "A weight that is computed has no gradient of its own.",
+        found="a gradient, assigned to the value",
+        expected="the gradient of the source, which is the sum over all uses",
+        fix="set .grad of the source",
+    )
+
+
 class Derived(Target):
     """A computed weight: in-place writes reach the source through the right inverse, or raise.
 
@@ -116,6 +141,14 @@ class Derived(Target):
     @data.setter
     def data(self, value: Tensor) -> None:
         _write_whole(self, value)
+
+    @property
+    def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """None: the source's gradient is that of another tensor. Setting it is refused."""
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> NoReturn:
+        raise _not_assigned()
 
     def detach(self) -> Tensor:
         """Return the value without a graph; writing to it writes to the source."""

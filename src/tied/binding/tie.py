@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tied.algebra import Address, Expression, Ref, invert, project, show_address
+from tied.algebra import Address, Expression, Ref, invert, parse, project, show_address
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
@@ -24,6 +24,7 @@ from tied.binding.link import Link
 from tied.binding.module_reference import plant
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import attend, check_winner
+from tied.binding.transformers_keys import enter, withdraw
 from tied.errors import (
     ConflictError,
     DeviceError,
@@ -304,17 +305,17 @@ def _check_winners(
 def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]) -> None:
     """Write the values and install the links; undo everything if anything fails."""
     with torch.no_grad(), ExitStack() as undo:
-        prepared = [(tree.slot(each.target), *_link(tree.model, each)) for each in ties]
+        prepared = [(each, tree.slot(each.target), *_link(tree.model, each)) for each in ties]
         for home in {id(home): home for *_, home in prepared}.values():
             plant(home).known.update(home.modules())
         names = dict[nn.Module, set[str]]()
-        for slot, *_ in prepared:
-            names.setdefault(slot.owner, set[str]()).add(slot.name)
+        for _, slot, link, _ in prepared:
+            names.setdefault(slot.owner, set[str]()).update(() if link.is_identity else (slot.name,))
         for address, value in values.items():
             tensor = tree.slot(address).tensor
             undo.callback(tensor.copy_, tensor.clone())
             tensor.copy_(value)
-        for slot, link, home in prepared:
+        for each, slot, link, home in prepared:
             if slot.kind == "tied":
                 links(slot.owner)[slot.name].forget()
             undo.callback(_restore, slot, links(slot.owner).get(slot.name), slot.tensor)
@@ -324,6 +325,9 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
                 raise _immutable(slot, error) from error
             link.remember()
             attend(home)
+            if link.is_live:
+                undo.callback(withdraw, tree.model, each)
+                enter(tree.model, each)
             if slot.address[-2:-1] == ("base_layer",):
                 watch(tree.model.get_submodule(".".join(slot.address[:-2])))
         attend(tree.model)
@@ -393,6 +397,4 @@ def bind(module: nn.Module, attribute: str, expression: str | Expression, owners
 
 def pair_source(tree: ModuleTree, expression: str | Expression) -> Expression:
     """Return the expression that `expression` is or spells."""
-    from tied.algebra import parse
-
     return parse(expression, tree) if isinstance(expression, str) else expression

@@ -11,10 +11,11 @@ from torch.nn import Parameter
 
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
-from tied.binding.late_reading import uninstall
+from tied.binding.late_reading import is_late, read, uninstall
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree, links
 from tied.binding.tie import unwrapped
+from tied.binding.transformers_keys import leave
 from tied.errors import KindError, during
 from tied.ledger import Tie, entries
 
@@ -50,10 +51,11 @@ def untie(model: nn.Module, target: str | None = None) -> tuple[Tie, ...]:
         model = unwrapped(model)
         found = _selected(model, target)
         with torch.no_grad():
-            own = [_own(link, link.read()) for _, _, link in found]
-        last = {module: (tie, frozenset(links(module))) for tie, module, _ in found}
+            own = [_own(link, read(module, tie.target[-1], link)) for tie, module, link in found]
+        last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
         for (tie, module, link), tensor in zip(found, own, strict=True):
             link.forget()
+            leave(model, tie)
             end, names = last[module]
             uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
         return tuple(tie for tie, _, _ in found)

@@ -35,7 +35,7 @@ def look_at_adapters(seen: Seen) -> Iterator[Finding]:
 def _fix_of_adapter(seen: Seen, name: str) -> str:
     """Return what gives the adapted end a weight of its own, which it may be merged into."""
     path, _, attribute = name.rpartition(".")
-    if seen.inventory.tensor(name) is None:
+    if seen.inventory.is_target(name):
         return f"tied.untie(model, {quoted(name)})  # then merge"
     fix = f"import copy; m = model.get_submodule({quoted(path)}); m.{attribute} = copy.deepcopy(m.{attribute})"
     declared = next(

@@ -201,7 +201,7 @@ def _undeclared(seen: Seen) -> Iterator[Finding]:
     """Yield sharing by plain torch inside a model of transformers that its saving does not know."""
     known = {other for pair in seen.declared for name in pair[:2] for other in seen.present(name)}
     for group in seen.groups:
-        own = [name for name in group.names if seen.inventory.tensor(name) is not None]
+        own = [n for n in group.names if seen.inventory.tensor(n) is not None and not seen.inventory.is_target(n)]
         inside = [name for name in own if any(name.startswith(prefix) for prefix in seen.pretrained)]
         unknown = [name for name in inside if name not in known]
         if len(inside) > 1 and unknown and seen.inventory.is_parameter(own[0]) and group.state == "tied":

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from tied.algebra import Expression, Ref, show_address
 from tied.checking.inventory import Inventory
-from tied.ledger import Tie, entries
+from tied.ledger import Tie, entries, is_live
 from tied.memory import IDENTITY, OVERLAP
 from tied.memory.overlap import Piece, pieces, shape_of, size_of
 from tied.memory.view_relation import relation
@@ -89,7 +89,7 @@ def _with_ledger(inventory: Inventory, found: list[Group]) -> Iterator[Group]:
     more: list[Group] = []
     for prefix, tie, module in _ties(inventory):
         if tie.target[-1] in module._parameters or tie.target[-1] in module._buffers:
-            continue  # it was cut: the target has a tensor of its own
+            continue  # it holds its source's tensor, as every group of one tensor does; or it was cut
         target, sources = prefix + ".".join(tie.target), [prefix + ".".join(s) for s in tie.source.sources()]
         first = inventory.tensor(sources[0])
         if len(sources) > 1:
@@ -158,7 +158,9 @@ def count(inventory: Inventory) -> tuple[int, int]:
 def size_without_sharing(inventory: Inventory) -> int:
     """Return the bytes that all names would take if each had its own; targets of computed sources are not known."""
     size = sum(inventory.bytes)
-    for prefix, tie, _ in _ties(inventory) if inventory.has_ties else ():
+    for prefix, tie, module in _ties(inventory) if inventory.has_ties else ():
+        if is_live(module, tie.target[-1]):
+            continue  # its name has been counted
         sources = {source: inventory.tensor(prefix + ".".join(source)) for source in tie.source.sources()}
         metas = {address: torch.empty_like(t, device="meta") for address, t in sources.items() if t is not None}
         size += size_of(tie.source.infer(metas)) if len(metas) == len(sources) else 0

@@ -115,6 +115,11 @@ class Inventory:
         path, _, attribute = name.rpartition(".")
         return path in self.modules and attribute in self.modules[path]._parameters
 
+    def is_target(self, name: str) -> bool:
+        """Tell whether `tied` ties a name to another."""
+        path, _, attribute = name.rpartition(".")
+        return path in self.modules and attribute in (vars(self.modules[path]).get(LINKS) or ())
+
     def count_parameters(self, path: str) -> int:
         """Return how many names of Parameters there are below a path."""
         module = self.modules[path]
@@ -123,8 +128,8 @@ class Inventory:
 
 def own_parameters(module: nn.Module) -> int:
     """Return how many Parameters a module has itself, those included that a tie reads for it."""
-    read = vars(module).get(LINKS) or ()
-    return sum([parameter is not None for parameter in module._parameters.values()]) + len(read)
+    held = [name for name, parameter in module._parameters.items() if parameter is not None]
+    return len(held) + len(set(vars(module).get(LINKS) or ()).difference(held))
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -16,6 +16,7 @@ from tied.algebra import Ref
 from tied.binding import Tie, schedule, tie, tie_layers, untie
 from tied.binding.tie_layers import Pattern
 from tied.errors import KindError, ShapeError, during
+from tied.ledger import links
 from tied.nn.siamese import twin
 
 
@@ -95,7 +96,8 @@ class Looped(nn.Module):
             copies: dict[int, Any] = {}
             for module in layer.modules():
                 for name, parameter in module._parameters.items():
-                    setattr(module, name, copy.deepcopy(parameter, copies))
+                    if name not in links(module):
+                        setattr(module, name, copy.deepcopy(parameter, copies))
 
     def forward(self, x: Any, *arguments: Any, **options: Any) -> Any:
         """Run all layers; see the class for tuples.

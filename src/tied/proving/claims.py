@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from tied.algebra import Expression, Ref, address_of, parse, ref, show_address
 from tied.checking.library_ties import pairs
 from tied.errors import AddressError, SharingError, nearest
-from tied.ledger import cuts, entries, links
+from tied.ledger import cuts, entries, is_live, links
 from tied.memory import OVERLAP
 from tied.memory.overlap import overlapping
 from tied.memory.view_relation import relation
@@ -97,8 +97,9 @@ class Slots:
         return getattr(module, attribute)
 
     def parameters(self) -> dict[str, Parameter]:
-        """Return the slots that hold a Parameter, in the order of `named_parameters`."""
-        held = {name: module._parameters.get(attribute) for name, (module, attribute) in self.owners.items()}
+        """Return the slots that hold a Parameter of their own, in the order of `named_parameters`."""
+        own = ((name, place) for name, place in self.owners.items() if not is_live(*place))
+        held = {name: module._parameters.get(attribute) for name, (module, attribute) in own}
         return {name: parameter for name, parameter in held.items() if parameter is not None}
 
 

@@ -107,6 +107,7 @@ class Reference:
         for name in self.claims:
             module, attribute = self.slots.owners[name]
             module.__dict__[LINKS] = {n: link for n, link in links(module).items() if n != attribute}
+            module.__dict__["_parameters"] = module._parameters.copy()  # an ordinary dict
 
     def late(self) -> tuple[str, ...]:
         """Return the ties that were left to read their sources, which are computed by their modules."""

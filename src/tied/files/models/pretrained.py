@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from tied.algebra import Ref
+from tied.binding.transformers_keys import entered
 from tied.files.models.model_names import inner
 from tied.files.reading.file_ledger import Equation, name_of
 
@@ -59,7 +60,9 @@ def must_be_stored(model: nn.Module) -> Callable[[Equation], bool]:
 def _groups(model: nn.Module) -> dict[str, str]:
     """Return the names that transformers ties under the present configuration, each with the first of its group."""
     expanded: Any = getattr(model, "get_expanded_tied_weights_keys", None)
-    pairs: dict[str, str] = {} if expanded is None else expanded(all_submodels=True)
+    ours = entered(model)
+    found: dict[str, str] = {} if expanded is None else expanded(all_submodels=True)
+    pairs = {target: source for target, source in found.items() if target not in ours}
     groups = dict[str, str]()
     for target, source in pairs.items():
         one, other = groups.get(target, target), groups.get(source, source)

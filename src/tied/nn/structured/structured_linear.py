@@ -182,6 +182,9 @@ class _Structure:
             fix="write to the parameters, or draw them anew with layer.reset_parameters()",
         )
 
+    def gradient(self) -> None:
+        """The matrix has none: its numbers have."""
+
     def require_grad(self, requires_grad: bool) -> None:
         for name in self.layer._names:
             getattr(self.layer, name).requires_grad_(requires_grad)

@@ -1,0 +1,75 @@
+"""What is registered on modules, as torch's hooks report it: tensors at live slots, and what makes a source computed.
+
+Owns: the refusal of another tensor at a live slot, which torch would put there in silence. Must not know how a slot
+is judged. Read next: `binding/late_reading.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.hooks import RemovableHandle
+
+from tied.binding.adapters import LIVING
+from tied.binding.live.live_slots import Live, live_slots
+from tied.binding.live.states import is_same
+from tied.binding.refusals import not_pruned, not_set
+from tied.ledger import PLANT
+from tied.sharding import is_sharded
+
+
+@functools.cache
+def attend_registrations() -> tuple[RemovableHandle, ...]:
+    """From now on refuse to set live entries to other tensors, and notice what is put on sources, by torch's hooks."""
+    registered: Any = _registered  # what it returns takes the place of the value
+    return (
+        register_module_parameter_registration_hook(registered),
+        register_module_buffer_registration_hook(registered),
+        register_module_module_registration_hook(_notice_computed),
+    )
+
+
+def _registered(module: nn.Module, name: str, value: Tensor | None) -> Tensor | None:
+    _notice_computed(module, name, None)
+    return _refuse_another(module, name, value)
+
+
+def _notice_computed(module: nn.Module, name: str, value: nn.Module | None) -> None:
+    """Judge live entries whose source becomes computed, before anybody freezes or converts their modules."""
+    if PLANT in module.__dict__ or isinstance(value, ParametrizationList):
+        for link in tuple(LIVING) if not is_dynamo_compiling() else ():
+            target = link.target() if link.is_live else None
+            slots: Any = target.__dict__.get(link.kind) if target is not None else None
+            names = [each for each, one in slots.links.items() if one is link] if isinstance(slots, Live) else []
+            for each in names:
+                slots.is_in_accord(each)
+
+
+def _refuse_another(module: nn.Module, name: str, value: Tensor | None) -> Tensor | None:
+    """Refuse to set a live entry to another tensor, and to prune it.
+
+    Returns:
+        What is to be registered in place of `value`: the source's own tensor, where the two are the same.
+    """
+    base = name.removesuffix("_orig")
+    slots = live_slots(module, base)
+    if slots is None or value is None:
+        return None
+    if base != name:
+        raise not_pruned(module, base)
+    held, source = dict.get(slots, name), slots.verdict(name)[1]
+    if value is held or value is source or source is None or is_sharded(value) or value.is_meta or source.is_meta:
+        return None
+    if type(value) in (Parameter, type(source)) and is_same(value, source):
+        return source
+    raise not_set(module, name, value)
