@@ -32,17 +32,19 @@ def _slot_reader(link: Link, kind: Kind) -> Callable[[], Tensor | None]:
     (source,) = link.sources.values()
     path, name, known = source.path if top is not None else (), source.name, source.reference
     reference = weakref.ref(top) if top is not None else known
+    is_parameter = kind == "_parameters"
 
     def read() -> Tensor | None:
-        module: Any = reference()
-        for segment in path:
-            if module is None:
-                return None
-            module = module._modules.get(segment)
-        if module is None or module is not known():
-            return None
-        slots = module.__dict__[kind]
-        return dict.get(slots, name) if type(slots) is dict or name not in slots.links else None
+        try:
+            module: Any = reference()
+            for segment in path:
+                module = module._modules[segment]
+            slots = module._parameters if is_parameter else module._buffers
+            if module is known() and (type(slots) is dict or name not in slots.links):
+                return slots[name]
+        except (AttributeError, KeyError):  # something is not where it was
+            pass
+        return None
 
     return read
 
@@ -63,6 +65,8 @@ class Live(dict[str, Tensor | None]):
     Attributes:
         links: The links of the tied entries.
     """
+
+    __slots__ = ("_following", "_foreign", "_kind", "_late", "_left", "_now", "_sharded", "_skipped", "links")
 
     def __init__(self, kind: Kind, late: Late, entries: Iterable[tuple[str, Tensor | None]] = ()) -> None:
         """Hold `entries`, none of which is tied yet; `late` takes an entry over whose source is no ordinary tensor."""
@@ -201,25 +205,31 @@ class Live(dict[str, Tensor | None]):
 
     # -- reading ------------------------------------------------------------------------------------
 
-    def __getitem__(self, name: str) -> Tensor | None:
+    def __getitem__(self, name: str, held_at: Callable[..., Any] = dict.__getitem__) -> Tensor | None:
         """Return an entry; a tied one as its source's slot holds it now.
 
         Raises:
             ConflictError: it was given a value of its own that differs from its source's.
         """
-        now = self._now.get(name)
-        held = dict.__getitem__(self, name)
-        if now is None or (held is not None and now() is held):
-            return held
-        return self._settled(name, is_read=True)
+        held = held_at(self, name)
+        now = self._now
+        if name in now and now[name]() is not held:
+            return self._settled(name, is_read=True)
+        return held
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an entry, or `default`."""
         return self[name] if name in self else default  # noqa: SIM401
 
     def _listed(self) -> list[tuple[str, Tensor | None]]:
-        known = {name: self._settled(name, is_read=False) for name in tuple(self.links)}
-        return [(name, known[name] if name in self.links else held) for name, held in tuple(dict.items(self))]
+        known = {name: self._shown(name) for name in tuple(self.links)}
+        return [(name, known.get(name, held)) for name, held in dict.items(self)]
+
+    def _shown(self, name: str) -> Tensor | None:
+        held = dict.get(self, name)
+        if not is_dynamo_compiling() and self._now[name]() is held and not self._is_taken_apart(name):
+            return held
+        return self._settled(name, is_read=False)
 
     def items(self) -> Any:
         """Return all entries with their names; without the tied ones where their module is being converted."""
