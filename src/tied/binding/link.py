@@ -23,9 +23,8 @@ from tied.binding.adapters import LIVING
 from tied.binding.computed_source import read_attribute, write_attribute
 from tied.binding.module_reference import Anchor, anchor, plant
 from tied.binding.slots import links
-from tied.binding.source import Source, gone, path_to
+from tied.binding.source import Source, gone, not_frozen, path_to
 from tied.binding.target_tensor import Read, computing, derive, viewing
-from tied.errors import KindError
 from tied.ledger import module_at
 from tied.sharding import are_apart, gathered_for, is_sharded
 
@@ -82,16 +81,6 @@ def _attribute(module: nn.Module | None, name: str) -> Tensor:
 
 def _composed(views: Sequence[View]) -> View:
     return views[0] if len(views) == 1 else lambda tensor: functools.reduce(lambda t, view: view(t), views, tensor)
-
-
-def _not_frozen(address: Address, requires_grad: bool) -> KindError:
-    what, place = "thawed" if requires_grad else "frozen", show_address(address[:-1])
-    return KindError(
-        f"The source '{show_address(address)}' is computed, so that it cannot be {what}.",
-        found="a value that its module makes of other Parameters (a norm, pruning, a parametrization)",
-        expected="a Parameter",
-        fix=f"call requires_grad_({requires_grad}) on the module that holds them: '{place}'",
-    )
 
 
 class Link:
@@ -163,6 +152,20 @@ class Link:
 
         return read
 
+    def _beside_others(self, source: Source) -> Read:
+        """Return a reader of one of several sources, of which accelerate may keep some elsewhere, and others not."""
+        read = self._reader(source)
+        if len(self.sources) == 1:
+            return read
+
+        def here() -> Tensor:
+            tensor = read()
+            owner = source.look(self.home) if tensor.is_meta else None
+            value = _fetched(owner, source.name) if owner is not None else None
+            return tensor if value is None else value
+
+        return here
+
     def source(self, address: Address, owner: nn.Module | None, mark: Anchor) -> Source:
         """Make a source of this link; one that a home holds lives no longer than its model, unless it is the home."""
         return Source(address, owner, mark, keeps=self.home is None or len(address) == 1)
@@ -176,7 +179,9 @@ class Link:
             reader = self._reader(self.sources[source])
             self.read = viewing(reader, _composed(views), self) if views else reader
         else:
-            self.read = computing(self.expression.compile(lambda address: self._reader(self.sources[address])), self)
+            self.read = computing(
+                self.expression.compile(lambda address: self._beside_others(self.sources[address])), self
+            )
         self.kept = {}
         return self
 
@@ -243,7 +248,7 @@ class Link:
         parameters = [owner._parameters.get(address[-1]) for address, owner in places.items()]
         for address, parameter in zip(places, parameters, strict=True):
             if parameter is None and self.tensors()[address].requires_grad != requires_grad:
-                raise _not_frozen(address, requires_grad)
+                raise not_frozen(address, requires_grad)
         for parameter in parameters:
             if parameter is not None:
                 parameter.requires_grad_(requires_grad)

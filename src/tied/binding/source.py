@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tied.algebra import Address, address_of, show_address
 from tied.binding.module_reference import Anchor, anchor, plant
-from tied.errors import SourceGoneError, TieError
+from tied.errors import KindError, SourceGoneError, TieError
 from tied.ledger import links, module_at
 
 
@@ -137,6 +137,17 @@ def gone(address: Address, found: str) -> SourceGoneError:
         found=found,
         expected="the tensor that the tie reads",
         fix="put the source back, or call tied.untie(model, target) before you take it away",
+    )
+
+
+def not_frozen(address: Address, requires_grad: bool) -> KindError:
+    """Word that a computed source can be neither frozen nor thawed."""
+    what, place = "thawed" if requires_grad else "frozen", show_address(address[:-1])
+    return KindError(
+        f"The source '{show_address(address)}' is computed, so that it cannot be {what}.",
+        found="a value that its module makes of other Parameters (a norm, pruning, a parametrization)",
+        expected="a Parameter",
+        fix=f"call requires_grad_({requires_grad}) on the module that holds them: '{place}'",
     )
 
 

@@ -220,11 +220,16 @@ def _without_transforms(tensor: Tensor) -> KindError:
 
 def derive(value: Tensor, origin: Origin) -> Tensor:
     """Return a computed value that knows where it comes from, except where Python cannot see writes (tracing)."""
-    if type(value) is not Tensor or is_dynamo_compiling() or torch._C._is_tracing():
+    if type(value) is not Tensor or is_dynamo_compiling() or torch._C._is_tracing() or _is_proxied():
         return value
     derived = value.as_subclass(Derived)
     derived._origin = origin
     return derived
+
+
+def _is_proxied() -> bool:
+    """Tell whether `make_fx` is tracing, which knows no subclass of ours."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def _writing(name: str) -> Callable[..., Any]:

@@ -83,7 +83,7 @@ class Live(dict[str, Tensor | None]):
 
     def with_tie(self, name: str, link: Link, tensor: Tensor) -> Live:
         """Return the same entries, one of which is tied and holds `tensor`."""
-        twin = self._again({**dict(dict.items(self)), name: tensor})
+        twin = self.remade({**dict(dict.items(self)), name: tensor})
         twin.links[name] = link
         twin._now[name] = _slot_reader(link, self._kind)
         return twin
@@ -93,15 +93,12 @@ class Live(dict[str, Tensor | None]):
         entries = {key: tensor if key == name else value for key, value in dict.items(self)}
         if tensor is None:
             del entries[name]
-        twin = self._again(entries)
+        twin = self.remade(entries)
         twin._forget(name)
         return twin if twin.links else entries
 
     def remade(self, entries: Mapping[str, Tensor | None]) -> Live:
         """Return other entries, of which the same are tied."""
-        return self._again(entries)
-
-    def _again(self, entries: Mapping[str, Tensor | None]) -> Live:
         twin = Live(self._kind, self._late, entries.items())
         twin.links, twin._now, twin._left = {**self.links}, {**self._now}, {**self._left}
         for marks in _MARKS:
@@ -205,13 +202,13 @@ class Live(dict[str, Tensor | None]):
 
     # -- reading ------------------------------------------------------------------------------------
 
-    def __getitem__(self, name: str, held_at: Callable[..., Any] = dict.__getitem__) -> Tensor | None:
+    def __getitem__(self, name: str) -> Tensor | None:
         """Return an entry; a tied one as its source's slot holds it now.
 
         Raises:
             ConflictError: it was given a value of its own that differs from its source's.
         """
-        held = held_at(self, name)
+        held = dict.__getitem__(self, name)
         now = self._now
         if name in now and now[name]() is not held:
             return self._settled(name, is_read=True)
