@@ -214,6 +214,24 @@ def test_a_new_module_in_the_sources_place_replaces_it(kind: str, copied: str) -
     assert torch.equal(model.layers[LAST + 1].weight, TIES[kind][1](new.weight))
 
 
+@pytest.mark.parametrize("copied", COPIES)
+def test_once_the_weight_lives_on_no_stranger_takes_its_place(copied: str) -> None:
+    model = Model("identity")
+    weight = model.layers[LAST].weight
+    gone = [model.layers.pop(1), model.layers.pop(0)]
+    assert model.layers[LAST - 2].weight is weight
+    model = COPIES[copied](model)
+    weight = model.layers[LAST - 2].weight
+    model.layers.insert(0, Layer())
+    model.layers.insert(0, Layer())
+    assert model.layers[LAST].weight is weight
+    assert tied.ties(model) == ()
+    if copied == "itself":
+        model.layers[1] = gone[0]  # the source itself came back
+        assert len(tied.ties(model)) == 1
+        assert model.layers[LAST].weight is gone[0].weight
+
+
 def test_what_is_put_in_the_place_has_to_have_such_a_tensor() -> None:
     model = Model("transposed")
     model.layers[1] = nn.Tanh()

@@ -292,7 +292,9 @@ class Link:
     def identity_owner(self) -> nn.Module | None:
         """Return the module that owns the one source of an identity now; None where it left."""
         (source,) = self.sources.values()
-        return source.look(self.home)
+        owner = source.look(self.home)
+        source.has_left |= owner is None and self.is_live and self.can_connect
+        return owner
 
     def is_hidden(self) -> bool:
         """Tell whether the one source of an identity is in the model, and cannot be read as it is."""

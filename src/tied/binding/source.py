@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tied.algebra import Address, address_of, show_address
 from tied.binding.module_reference import Anchor, anchor, plant
-from tied.errors import KindError, SourceGoneError, TieError
+from tied.errors import KindError, SourceGoneError
 from tied.ledger import links, module_at
 
 
@@ -28,12 +28,14 @@ class Source:
         path: Where the owner was last found, from the home.
         name: The attribute.
         mark: The anchor of the owner, which finds its way into copies.
+        has_left: Whether the owner was seen to have left, and the weight lives on elsewhere: no stranger replaces it.
         reference: Returns the module last seen to own the source; None where it is not known, or is no more.
     """
 
     def __init__(self, address: Address, owner: nn.Module | None, mark: Anchor, *, keeps: bool = True) -> None:
         """Remember the owner; one that it `keeps` lives on here after its model dropped it."""
         self.path, self.name, self.mark, self._keeps = address[:-1], address[-1], mark, keeps
+        self.has_left = False
         self.owner = owner
 
     @property
@@ -54,7 +56,7 @@ class Source:
 
     def leave(self) -> None:
         """Take it as known that the owner left."""
-        self.owner, self._is_known = None, True
+        self.owner, self._is_known, self.has_left = None, True, True
 
     def find(self, home: Anchor | None) -> nn.Module | None:
         """Return the module that owns the source now; None in a copy that does not hold it.
@@ -99,9 +101,14 @@ class Source:
         place = path_to(home, owner) if owner is not None else None
         if owner is not None and place is not None:
             _refuse_pieces(home, place, self.address)
-            self.path = place
+            self.path, self.has_left = place, False
             return owner
-        if found is not None and is_held(found, self.name) and plant(home).is_new(found, self.path):
+        if (
+            found is not None
+            and not self.has_left
+            and is_held(found, self.name)
+            and plant(home).is_new(found, self.path)
+        ):
             self.owner, self.mark = found, anchor(found)
             return found
         raise gone(self.address, _why(home, owner, self.address, found))
@@ -119,7 +126,7 @@ def is_held(module: nn.Module, name: str) -> bool:
         return True
     try:
         return isinstance(getattr(module, name, None), Tensor)
-    except (RuntimeError, TieError):  # computed of what is not there, or a target that reads what is gone
+    except Exception:
         return False
 
 

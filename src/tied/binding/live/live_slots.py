@@ -295,6 +295,8 @@ class Live(dict[str, Tensor | None]):
             self._following.discard(name)
             if is_sharded(value):
                 self._sharded.add(name)
+            if self.verdict(name)[0] is Verdict.HOLDS:  # its source's, put back
+                self._foreign.discard(name)
 
     def __delitem__(self, name: str) -> None:
         """Take away an entry.
