@@ -249,8 +249,9 @@ class TiedConvTranspose2d(_Adjoint, nn.ConvTranspose2d):
     Example:
         >>> conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         >>> back = TiedConvTranspose2d(conv, output_size=28)
-        >>> back(conv(torch.zeros(5, 3, 28, 28))).shape, sum(p.numel() for p in back.parameters())
-        (torch.Size([5, 3, 28, 28]), 3)
+        >>> pair = nn.ModuleList([conv, back])
+        >>> back(conv(torch.zeros(5, 3, 28, 28))).shape, sum(p.numel() for p in pair.parameters())
+        (torch.Size([5, 3, 28, 28]), 227)
         >>> back.weight is conv.weight
         True
 
