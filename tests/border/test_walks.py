@@ -50,6 +50,7 @@ def values(model: Stack) -> dict[str, Tensor]:
 
 
 def trained(model: Stack) -> None:
+    model.zero_grad()  # a gradient is in memory that nobody wrote, too, after `to_empty`
     model(inputs(model)).sum().backward()
     torch.optim.SGD(model.parameters(), lr=0.01).step()
 

@@ -57,6 +57,10 @@ def reconcile_before(
         sources = dict.fromkeys(_key(prefix, address) for tie in given for address in tie.source.sources())
         lone = [key for key in sources if key not in state_dict]
         reconcile_all(module, state_dict, prefix, keep=None)
+        for tie, link in found:  # one name is enough where the source is loaded too
+            if _key(prefix, tie.target) not in state_dict:
+                lone.append(_key(prefix, tie.target))
+                _settle(state_dict, lone[-1], link)
         if lone and _is_lenient():
             missing.extend(lone)
 
@@ -70,9 +74,9 @@ def load_live(
             key = prefix + name
             if not slots.is_in_accord(name):
                 _load_apart(link, state_dict, key, name)
-            elif key not in state_dict or _is_settled(link, state_dict[key]):
-                if key not in state_dict and _is_lenient():
-                    missing.append(key)
+            elif key not in state_dict:
+                _load_without_name(link, state_dict, key, slots[name], missing)
+            elif _is_settled(link, state_dict[key]):
                 state_dict[key] = slots[name]
             elif (metadata or {}).get("assign_to_params_buffers", False):
                 _assign(state_dict, key, slots[name])
@@ -82,6 +86,14 @@ def _load_apart(link: Link, state: State, key: str, name: str) -> None:
     """Load into a slot that has a value of its own, as torch does; or one that is read late by now."""
     if not link.is_live and key in state:
         state.update(load_alone(link, state.pop(key), key.removesuffix(name), name))
+
+
+def _load_without_name(link: Link, state: State, key: str, present: Any, missing: list[str]) -> None:
+    """Leave to torch that a name is missing, unless no home tells whether the source is loaded beside it."""
+    if link.home is None:
+        state[key] = present
+        if _is_lenient():
+            missing.append(key)
 
 
 def _assign(state: State, key: str, present: Any) -> None:

@@ -415,6 +415,16 @@ def test_a_part_loads_into_the_shared_weight(model: Model, assign: bool) -> None
     assert torch.equal(weight, state["part.weight"])
 
 
+def test_a_part_without_its_weight_is_missing_it_as_in_plain_torch(model: Model) -> None:
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "weight"'):
+        model.b.load_state_dict({"bias": torch.zeros(3)})
+    outer = nn.ModuleDict({"part": model.b})
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "part\.weight"'):
+        outer.load_state_dict({"part.bias": torch.zeros(3)})
+    assert model.b.load_state_dict({"bias": torch.zeros(3)}, strict=False).missing_keys == ["weight"]
+    assert_tied(model)
+
+
 def test_two_values_are_refused(model: Model) -> None:
     state = {name: torch.rand_like(tensor) for name, tensor in model.state_dict().items()}
     before = model.a.weight.detach().clone()

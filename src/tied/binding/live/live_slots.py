@@ -114,7 +114,7 @@ class Live(dict[str, Tensor | None]):
     # -- judging ------------------------------------------------------------------------------------
 
     def verdict(self, name: str, seen: frozenset[int] = frozenset()) -> tuple[Verdict, Tensor | None]:
-        """Return what a tied entry is, and what its source's slot holds; changes nothing."""
+        """Return what a tied entry is, and what its source's slot holds; puts nothing into any slot."""
         link, held = self.links[name], dict.get(self, name)
         owner = link.identity_owner()
         if owner is None or held is None:  # the source left: the weight lives on here, as in plain torch
