@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         SharingError as SharingError,
         SourceGoneError as SourceGoneError,
         TieError as TieError,
+        TieWarning as TieWarning,
         TransformError as TransformError,
         TwiceTiedError as TwiceTiedError,
         WriteError as WriteError,
@@ -80,6 +81,6 @@ _HOMES = {
     "tied.proving.verify": "verify",
     "tied.errors": "TieError AddressError ConflictError CycleError DeviceError DtypeError FileError InverseError "
     "KindError ParseError ShapeError SharingError SourceGoneError TransformError TwiceTiedError "
-    "WriteError",
+    "WriteError TieWarning",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -60,6 +60,12 @@ class TieError(Exception):
         return _rebuild, (type(self), self.__dict__)
 
 
+class TieWarning(UserWarning):
+    """Something beside the model does not go along with a tie; nothing is wrong with the model itself."""
+
+    __module__ = "tied"
+
+
 def _rebuild(kind: type[TieError], parts: dict[str, str]) -> TieError:
     error = kind(parts["problem"])
     error.__dict__.update(parts)

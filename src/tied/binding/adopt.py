@@ -6,12 +6,14 @@ Owns: `adopt` and `alias`. Must not guess: what cannot be expressed is an error.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from tied.algebra import Expression, Ref, show_address
+from tied.binding.followers.optimizers import Optimizers
 from tied.binding.late_reading import read, uninstall
 from tied.binding.slots import ModuleTree, Slot
 from tied.binding.tie import declare, unwrapped
@@ -19,7 +21,7 @@ from tied.errors import ConflictError, KindError, during
 from tied.ledger import Tie, entries
 
 
-def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False) -> tuple[Tie, ...]:
+def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False, optimizer: Any = None) -> tuple[Tie, ...]:
     """Turn what a model shares by plain torch into declared ties, which outlive what cuts plain sharing.
 
     A tensor that stands in several slots (`b.weight = a.weight`) becomes one source, in the first of them
@@ -27,10 +29,10 @@ def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False) -> 
 
     Args:
         model: Changed in place, and only if everything can be adopted.
-        half_tied: Whether to adopt two Parameters over one memory too (`nn.Parameter(w.t())`). An optimizer
-            that holds both must be built again.
+        half_tied: Whether to adopt two Parameters over one memory too (`nn.Parameter(w.t())`).
         equal: Whether to adopt separate Parameters with equal values too, as they are or transposed. Tensors
             whose entries are all the same (fresh norms, zero biases) are not taken for copies.
+        optimizer: As in `tie`.
 
     Returns:
         The new ties.
@@ -57,7 +59,8 @@ def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False) -> 
                 if tie.target not in known:
                     known.add(tie.target)
                     wanted.append(tie)
-        return declare(model, wanted, keep="source", buffers=True) if wanted else ()
+        optimizers = Optimizers(optimizer, model)
+        return declare(model, wanted, optimizers, keep="source", buffers=True) if wanted else ()
 
 
 def _refuse_scripted(model: nn.Module, slots: list[Slot]) -> None:

@@ -22,7 +22,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tied.binding.adapters import is_adapter
+from tied.binding.followers.adapters import is_adapter
 from tied.errors import InverseError
 
 

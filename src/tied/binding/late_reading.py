@@ -20,7 +20,8 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from tied.binding.adapters import notice_adapters
+from tied.binding.followers.adapters import notice_adapters
+from tied.binding.followers.parameter_marks import Marks
 from tied.binding.link import Link
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots, ordered, with_entry, without
 from tied.binding.live.registration import attend_registrations
@@ -231,16 +232,16 @@ def _made(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
 
 
 def install(module: nn.Module, name: str, link: Link, *, also: Collection[str] = ()) -> None:
-    """Make the attribute `name` of `module` read `link`; what the module held there is dropped.
-
-    `also` names the attributes that are tied by and by: the class is made once for all of them.
-    """
+    """Make the attribute `name` of `module` read `link` instead of what it holds; `also` names what is tied next."""
     place: Kind = "_buffers" if name in module._buffers else "_parameters"
     held = module.__dict__[place]
-    if name in held:
-        link.kind = place
-        known = (other.order for other in links(module).values() if name in other.order)
-        link.order = next(known, None) or tuple(dict.keys(held))
+    before, orders = links(module).get(name), (other.order for other in links(module).values())
+    if before is not None:
+        link.order, link.marks = before.order, before.marks
+    elif name in held:
+        link.order = next((order for order in orders if name in order), None) or tuple(held)
+        link.marks = Marks.of(held[name])
+    link.kind = place if name in held else link.kind
     _listen()
     link.target = weakref.ref(module)
     tensor = _ordinary(module, name, link)

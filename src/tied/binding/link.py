@@ -19,64 +19,18 @@ from torch.nn import Parameter
 
 from tied.algebra import Address, Expression, Ref, invert, parse, show_address
 from tied.algebra.expression import Apply
-from tied.binding.adapters import LIVING
-from tied.binding.computed_source import read_attribute, write_attribute
+from tied.binding.computed_source import write_attribute
+from tied.binding.followers.adapters import LIVING
+from tied.binding.followers.parameter_marks import Marks
 from tied.binding.module_reference import Anchor, anchor, plant
-from tied.binding.slots import links
 from tied.binding.source import Source, gone, not_frozen, path_to
+from tied.binding.source_tensor import fetched, read_source
 from tied.binding.target_tensor import Read, computing, derive, viewing
 from tied.ledger import module_at
 from tied.sharding import are_apart, gathered_for, is_sharded
 
 View = Callable[[Tensor], Tensor]
-
-
-def _tensor(module: nn.Module | None, name: str) -> Tensor:
-    tensor = None if module is None else module._parameters.get(name)
-    if tensor is None and module is not None and name in links(module):
-        _refuse_circle(module, name)
-    return tensor if tensor is not None else _attribute(module, name)
-
-
-def _fetched(owner: nn.Module, name: str) -> Tensor | None:
-    tensor = _tensor(owner, name)
-    if not tensor.is_meta:
-        return tensor
-    hook = owner.__dict__.get("_hf_hook")
-    for one in getattr(hook, "hooks", (hook,)):
-        held: Any = getattr(one, "weights_map", None)
-        if held is not None and name in held:
-            return held[name].to(getattr(one, "execution_device", None))
-    return None
-
-
-def _refuse_circle(module: nn.Module, name: str) -> None:
-    """Refuse to read what would read itself: a tied module was put in the place of its own source's."""
-    seen: list[tuple[nn.Module | None, str]] = []
-    waiting: list[tuple[nn.Module | None, str]] = [(module, name)]
-    while waiting:
-        owner, attribute = waiting.pop()
-        link: Link | None = links(owner).get(attribute) if owner is not None else None
-        if link is None:
-            continue
-        for address, source in link.sources.items():
-            place = (source.find(link.home), address[-1])
-            if place == (module, name):
-                raise gone(address, f"in its place stands {type(module).__name__}, which is tied to it")
-            if place not in seen:
-                seen.append(place)
-                waiting.append(place)
-
-
-def _attribute(module: nn.Module | None, name: str) -> Tensor:
-    # An AttributeError must not leave a property of a module: nn.Module would word it as its own.
-    try:
-        tensor = getattr(module, name) if module is None else read_attribute(module, name)
-    except AttributeError as error:
-        raise gone((name,), f"{type(module).__name__} has no '{name}' any more") from error
-    if not isinstance(tensor, Tensor):
-        raise gone((name,), f"'{name}' of {type(module).__name__} is {type(tensor).__name__}")
-    return tensor
+Position = tuple[tuple[str, ...], Address, str, bool, Marks]
 
 
 def _composed(views: Sequence[View]) -> View:
@@ -93,6 +47,7 @@ class Link:
         place: The address of the target from the home, where it was declared.
         order: The names of its module's parameters (or buffers) before anything was tied, for untying.
         kind: Where its module holds or held the attribute: `"_parameters"` or `"_buffers"`; "" where in neither.
+        marks: What the target's Parameter was beside its values before it was tied, for untying.
         settled: Returns what stands in a state dict for a live target, whose source loads for both.
         waits: Whether it is an identity that is read late, until its source holds an ordinary tensor again.
         read: Computes the present value.
@@ -106,6 +61,7 @@ class Link:
         self.order: tuple[str, ...] = ()
         self.kept: dict[Address, Tensor] = {}
         self.kind, self.waits = "", False
+        self.marks = Marks()
         self.settled: Callable[[], Tensor | None] | None = None
         self.read: Read = self._unread
         LIVING.add(self)
@@ -161,7 +117,7 @@ class Link:
         def here() -> Tensor:
             tensor = read()
             owner = source.look(self.home) if tensor.is_meta else None
-            value = _fetched(owner, source.name) if owner is not None else None
+            value = fetched(owner, source.name) if owner is not None else None
             return tensor if value is None else value
 
         return here
@@ -194,11 +150,11 @@ class Link:
 
     def tensors(self) -> dict[Address, Tensor]:
         """Read every source once, as it is."""
-        return {address: _tensor(source.find(self.home), address[-1]) for address, source in self.sources.items()}
+        return {address: read_source(source.find(self.home), address[-1]) for address, source in self.sources.items()}
 
     def found(self, owner: nn.Module | None, name: str) -> Tensor:
         """Return a source as the target reads it: whole where FSDP2 has sharded it, marked where it is computed."""
-        tensor = _tensor(owner, name)
+        tensor = read_source(owner, name)
         if is_sharded(tensor):
             home = self.home.module if self.home is not None else None
             return gathered_for(self.target(), tensor, home)
@@ -214,7 +170,7 @@ class Link:
         sources: dict[Address, Tensor] = {}
         for address, source in self.sources.items():
             owner = source.find(self.home)
-            value = _fetched(owner, address[-1]) if owner is not None else None
+            value = fetched(owner, address[-1]) if owner is not None else None
             if value is None:
                 return None
             sources[address] = value
@@ -311,6 +267,15 @@ class Link:
 
     # -- copies -------------------------------------------------------------------------------------
 
+    @property
+    def slot(self) -> Position:
+        """What a copy is told of the place of the target."""
+        return self.order, self.place, self.kind, self.waits, self.marks
+
+    @slot.setter
+    def slot(self, slot: Position) -> None:
+        self.order, self.place, self.kind, self.waits, self.marks = slot
+
     def when_found(self, tell: Callable[[], None]) -> None:
         """Call `tell` whenever the copy of the home or of an owner turns up."""
 
@@ -326,8 +291,7 @@ class Link:
     def again(self) -> Link:
         """Return a link that reads the same, for another module."""
         twin = Link(self.expression, {}, self.home)
-        twin.order, twin.place, twin.kept = self.order, self.place, self.kept
-        twin.kind, twin.waits = self.kind, self.waits
+        twin.slot, twin.kept = self.slot, self.kept
         twin.sources = {a: twin.source(one.address, one.owner, one.mark) for a, one in self.sources.items()}
         return twin.connect() if twin.can_connect else twin
 
@@ -347,7 +311,7 @@ class Link:
         """Point into the copy, as far as it is known by now; else remember the present value."""
         twin = Link(self.expression, {}, copy.deepcopy(self.home, memo))
         memo[id(self)] = twin
-        twin.order, twin.place, twin.kind, twin.waits = self.order, self.place, self.kind, self.waits
+        twin.slot = self.slot
         if (copied := memo.get(id(self.target()))) is not None:
             twin.target = weakref.ref(copied)
         for address, source in self.refreshed().items():
@@ -370,8 +334,7 @@ class Link:
         target = self.target() if self.is_live else None
         left = self._has_left()
         marks = {a: (source.address, None if left else source.mark) for a, source in self.refreshed().items()}
-        slot = (self.kind, self.waits, target)
-        return _unpickled, (str(self.expression), marks, self.home, (self.order, self.place), tensors, slot)
+        return _unpickled, (str(self.expression), marks, self.home, self.slot, tensors, target)
 
     def own_value(self) -> Tensor:
         """Return the value from the tensors kept by a copy that does not hold the sources."""
@@ -382,17 +345,16 @@ def _unpickled(
     text: str,
     marks: dict[Address, tuple[Address, Anchor | None]],
     home: Anchor | None,
-    names: tuple[tuple[str, ...], Address],
+    slot: Any,
     tensors: dict[Address, Tensor],
-    slot: tuple[str, bool, nn.Module | None] = ("", False, None),
+    target: nn.Module | None = None,
 ) -> Link:
     link = Link(parse(text), {}, home)
     for address, (place, mark) in marks.items():
         link.sources[address] = link.source(place, mark.module if mark is not None else None, mark or Anchor())
         if mark is None:
             link.sources[address].leave()
-    (link.order, link.place), link.kept = names, tensors
-    link.kind, link.waits, target = slot
+    link.slot, link.kept = slot if len(slot) == 5 else (*slot, "", False, Marks()), tensors  # written by 0.1.0
     if target is not None:
         link.target = weakref.ref(target)
     return link.connect() if link.can_connect else link

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from tied.algebra import Ref
 from tied.binding.adopt import adopt
+from tied.binding.followers.transformers_keys import withdraw
 from tied.binding.late_reading import read, uninstall
 from tied.binding.state_dict_hooks import check_winner, reconcile_all
 from tied.binding.tie import unwrapped
-from tied.binding.transformers_keys import withdraw
 from tied.errors import during
 from tied.ledger import Tie, entries
 

@@ -7,13 +7,15 @@ Read next: `tying.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from tied.algebra import Address, Ref, address_of, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
+from tied.binding.followers.optimizers import Optimizers, let_go
 from tied.binding.late_reading import install, is_late
 from tied.binding.link import Link
 from tied.binding.live.live_slots import live_slots
@@ -36,7 +38,9 @@ class Mended(NamedTuple):
         return f"{show_address(self.target)}: {self.found}; kept {self.kept}"
 
 
-def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) -> tuple[Mended, ...]:
+def retie(
+    model: nn.Module, *, keep: Literal["source", "target"] | None = None, optimizer: Any = None
+) -> tuple[Mended, ...]:
     """Put back what was cut from outside.
 
     Because a target reads its source at each access, most operations cannot cut a tie. What can: replacing the
@@ -45,6 +49,7 @@ def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) 
     Args:
         model: Changed in place, and only if every tie can be mended.
         keep: Whose value wins where the two differ; None refuses to throw either away.
+        optimizer: As in `tie`.
 
     Returns:
         One entry for each tie that was cut; empty when all hold.
@@ -64,14 +69,16 @@ def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) 
     with during(f"retie(model, keep={keep!r})"):
         check_winner(keep, ("source", "target"))
         model = unwrapped(model)
+        optimizers = Optimizers(optimizer, model)
         overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
         replaced = list(_replaced(model))
-        mended = [_mend(entry, keep, act=False) for entry in overwritten]
-        mended += [_put_back(entry, keep, act=False) for entry in replaced]
+        mended = [_mend(entry, keep) for entry in overwritten]
+        mended += [_put_back(entry, keep) for entry in replaced]
         for entry in overwritten:
-            _mend(entry, keep, act=True)
+            _mend(entry, keep, optimizers)
         for entry in replaced:
-            _put_back(entry, keep, act=True)
+            _put_back(entry, keep, optimizers)
+        optimizers.commit()
         return tuple(mended)
 
 
@@ -104,15 +111,16 @@ def _is_its_source(tree: ModuleTree, slot: Slot, tie: Tie) -> bool:
     return source.owner is slot.owner and source.name == slot.name
 
 
-def _put_back(lost: Lost, keep: Literal["source", "target"] | None, *, act: bool) -> Mended:
+def _put_back(lost: Lost, keep: Literal["source", "target"] | None, act: Optimizers | None = None) -> Mended:
+    """Say what would be done for a tie; do it, where the optimizers that go along are given."""
     tree, tie = ModuleTree(lost.home), lost.tie
     target = tree.tensor_slot(tie.target).tensor.detach()
     value = tie.source.value({a: tree.tensor_slot(a).tensor.detach() for a in tie.source.sources()})
     same = value.shape == target.shape and agree(value, target, tie.source)
     if not same and keep is None:
         raise _undecided(tie)
-    if act:
-        declare(lost.home, [tie], keep="source" if same else keep or "source", buffers=True)
+    if act is not None:
+        declare(lost.home, [tie], act, keep="source" if same else keep or "source", buffers=True)
     what = "its module was replaced"
     address = (*lost.path, *tie.target)
     return Mended(address, what if same else f"{what}, with other values", "both" if same else str(keep))
@@ -134,14 +142,18 @@ def _impostor(module: nn.Module, name: str) -> Tensor | None:
     return None
 
 
-def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, *, act: bool) -> Mended:
+def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, act: Optimizers | None = None) -> Mended:
+    """Say what would be done for a tie; do it, where the optimizers that go along are given."""
     (tie, module, link), name = entry, entry[0].target[-1]
     impostor = _impostor(module, name)
     value = link.connect().read().detach()
     same = impostor is None or agree(value, impostor.detach(), link.expression)
     if not same and keep is None:
         raise _undecided(tie)
-    if act:
+    if act is not None:
+        if isinstance(impostor, Parameter):
+            sources = dict(zip(tie.source.sources(), link.tensors().values(), strict=True))
+            let_go(tie, impostor, sources, act, won=not same and keep == "target")
         if not same and keep == "target":
             assert impostor is not None
             link.write(impostor.detach())

@@ -13,18 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tied.algebra import Address, Expression, Ref, invert, parse, project, show_address
+from tied.algebra import Address, Expression, Ref, invert, project, show_address
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
-from tied.binding.adapters import watch
 from tied.binding.equations import at_first_places, pair
+from tied.binding.followers.adapters import watch
+from tied.binding.followers.optimizers import Optimizers, let_go
+from tied.binding.followers.transformers_keys import enter, withdraw
 from tied.binding.late_reading import install, uninstall
 from tied.binding.link import Link
 from tied.binding.module_reference import plant
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import attend, check_winner
-from tied.binding.transformers_keys import enter, withdraw
 from tied.errors import (
     ConflictError,
     DeviceError,
@@ -41,7 +42,13 @@ Keep = Literal["source", "target", "mean"]
 
 
 def tie(
-    model: nn.Module, target: Any, source: Any = None, *, keep: Keep = "source", buffers: bool = False
+    model: nn.Module,
+    target: Any,
+    source: Any = None,
+    *,
+    keep: Keep = "source",
+    buffers: bool = False,
+    optimizer: Any = None,
 ) -> tuple[Tie, ...]:
     """Define tensors of `model` by others, from now on: `target = source`.
 
@@ -49,8 +56,7 @@ def tie(
 
         value(target) == expression(value(source))        (exact)
 
-    Gradients reach a source once, summed over every use. An optimizer that holds the source goes on
-    working; one that holds the target must be built again. All or nothing: everything is checked first.
+    Gradients reach a source once, summed over every use. All or nothing: everything is checked first.
 
     Args:
         model: Changed in place, and only if every check passes.
@@ -62,6 +68,8 @@ def tie(
         keep: Whose present values win: `"source"`, `"target"` (the source becomes what gives the target's
             value), or `"mean"` (the least-squares source for all of them).
         buffers: Whether modules tied as a whole share their buffers too (batch-norm statistics).
+        optimizer: The optimizer that trains the model already, or a list of them: the targets' Parameters leave it,
+            and a source that it does not hold takes their place. One that is not handed over says so when it steps.
 
     Returns:
         The ties, resolved to their root sources; one that is in force already stays as it is.
@@ -91,7 +99,8 @@ def tie(
     asked = ("" if keep == "source" else f", keep={keep!r}") + (", buffers=True" if buffers else "")
     with during(f"tie(model, {words}{asked})"):
         model = unwrapped(model)
-        return declare(model, pair(model, target, source, buffers), keep=keep, buffers=buffers)
+        optimizers = Optimizers(optimizer, model)
+        return declare(model, pair(model, target, source, buffers), optimizers, keep=keep, buffers=buffers)
 
 
 def unwrapped(model: object) -> nn.Module:
@@ -111,9 +120,12 @@ def unwrapped(model: object) -> nn.Module:
     return model if inner is None else inner
 
 
-def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: bool) -> tuple[Tie, ...]:
+def declare(
+    model: nn.Module, wanted: Sequence[Tie], optimizers: Optimizers | None = None, *, keep: Keep, buffers: bool
+) -> tuple[Tie, ...]:
     """Check the wanted ties together, and put them in force together."""
     check_winner(keep or "")
+    optimizers = optimizers or Optimizers()
     tree = ModuleTree(model)
     wanted = at_first_places(tree, wanted)
     present = {entry.target: entry.source for entry, _, _ in entries(model)}
@@ -127,10 +139,13 @@ def declare(model: nn.Module, wanted: Sequence[Tie], *, keep: Keep, buffers: boo
     roots = resolve(present | {each.target: each.source for each in wanted})
     new = [Tie(each.target, roots[each.target]) for each in wanted]
     for each in new:
-        _check_fit(tree, each)
+        check_fit(tree, each)
     values = _winners(tree, new, keep)
     moved = [Tie(target, roots[target]) for target, source in present.items() if roots[target] != source]
-    _act(tree, [*new, *moved], values)
+    for each in new:
+        dropped, sources = tree.slot(each.target).tensor, {a: tree.slot(a).tensor for a in each.source.sources()}
+        let_go(each, dropped, sources, optimizers, won=keep == "target")
+    _act(tree, [*new, *moved], values, optimizers)
     return tuple(Tie(each.target, roots[each.target]) for each in asked)
 
 
@@ -163,10 +178,11 @@ def _check_target(tree: ModuleTree, tie: Tie, others: set[Address], buffers: boo
         )
 
 
-def _check_fit(tree: ModuleTree, tie: Tie) -> None:
+def check_fit(tree: ModuleTree, tie: Tie) -> None:
+    """Refuse an expression that does not give what the target is."""
     sources = {address: tree.tensor_slot(address) for address in tie.source.sources()}
     target = tree.tensor_slot(tie.target).tensor
-    metas = {address: _meta(slot.tensor) for address, slot in sources.items()}
+    metas = {address: meta(slot.tensor) for address, slot in sources.items()}
     result = tie.source.infer(metas)
     if result.shape != target.shape:
         raise _misfit(tie, result, target, metas)
@@ -181,7 +197,8 @@ def _check_fit(tree: ModuleTree, tie: Tie) -> None:
     _check_indices(tie.source, sources)
 
 
-def _meta(tensor: Tensor) -> Tensor:
+def meta(tensor: Tensor) -> Tensor:
+    """Return what a tensor is without its values."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
@@ -302,8 +319,8 @@ def _check_winners(
 # -- acting -----------------------------------------------------------------------------------------
 
 
-def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]) -> None:
-    """Write the values and install the links; undo everything if anything fails."""
+def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor], optimizers: Optimizers) -> None:
+    """Write the values, install the links, tell the optimizers; undo everything if anything fails."""
     with torch.no_grad(), ExitStack() as undo:
         prepared = [(each, tree.slot(each.target), *_link(tree.model, each)) for each in ties]
         for home in {id(home): home for *_, home in prepared}.values():
@@ -331,6 +348,8 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
             if slot.address[-2:-1] == ("base_layer",):
                 watch(tree.model.get_submodule(".".join(slot.address[:-2])))
         attend(tree.model)
+        undo.callback(optimizers.undo())
+        optimizers.commit()
         undo.pop_all()
 
 
@@ -364,37 +383,3 @@ def _immutable(slot: Slot, error: TypeError) -> TieError:
         expected="a module of an ordinary Python class",
         fix="tie before the module is converted to this class",
     )
-
-
-def bind(module: nn.Module, attribute: str, expression: str | Expression, owners: Mapping[str, nn.Module]) -> None:
-    """Define an attribute of one module by tensors of others that are given as objects.
-
-    For layers that are handed their source: no model that holds both is known yet. The modules in `owners`
-    are the first segments of the expression's addresses.
-
-    Args:
-        module: Changed: its attribute reads the expression from now on; a parameter of that name is dropped.
-        attribute: Such as `"weight"`.
-        expression: Such as `"encoder.weight.T"`.
-        owners: Such as `{"encoder": encoder}`.
-
-    Raises:
-        AddressError: an address names nothing in its owner.
-        ShapeError, DtypeError, DeviceError: the attribute is a parameter that does not fit.
-    """
-    frame = nn.Module()
-    for name, owner in owners.items():
-        frame._modules[name] = owner
-    tree = ModuleTree(frame)
-    parsed = pair_source(tree, expression)
-    sources = {address: tree.tensor_slot(address).owner for address in parsed.sources()}
-    parsed.infer({address: _meta(tree.slot(address).tensor) for address in sources})
-    if module._parameters.get(attribute) is not None:
-        frame._modules["this module"] = module
-        _check_fit(tree, Tie(("this module", attribute), parsed))
-    install(module, attribute, Link.to(parsed, sources))
-
-
-def pair_source(tree: ModuleTree, expression: str | Expression) -> Expression:
-    """Return the expression that `expression` is or spells."""
-    return parse(expression, tree) if isinstance(expression, str) else expression

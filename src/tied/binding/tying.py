@@ -14,6 +14,7 @@ from torch import nn
 
 from tied.algebra import Address, Expression, Ref, show_address
 from tied.binding.equations import pair
+from tied.binding.followers.optimizers import Optimizers
 from tied.binding.slots import ModuleTree
 from tied.binding.tie import Keep, declare, unwrapped
 from tied.errors import AddressError, KindError, during, nearest
@@ -98,7 +99,7 @@ def _no_such(tree: ModuleTree, address: Address, name: str) -> AddressError:
 
 
 @contextmanager
-def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> Generator[Any]:
+def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False, optimizer: Any = None) -> Generator[Any]:
     """Declare ties by assignment; all of them take effect together at the end of the block.
 
     None takes effect if one of them fails, or if the block itself raises.
@@ -107,6 +108,7 @@ def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> 
         model: Changed in place at the end of the block.
         keep: As in `tie`.
         buffers: As in `tie`.
+        optimizer: As in `tie`.
 
     Yields:
         A stand-in for the model: attributes read as expressions, with torch's method names.
@@ -133,4 +135,4 @@ def tying(model: nn.Module, *, keep: Keep = "source", buffers: bool = False) -> 
             )
         wanted: list[Tie] = [tie for target, source in declared for tie in pair(model, target, source, buffers)]
         if wanted:
-            declare(model, wanted, keep=keep, buffers=buffers)
+            declare(model, wanted, Optimizers(optimizer, model), keep=keep, buffers=buffers)

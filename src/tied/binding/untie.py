@@ -5,31 +5,36 @@ Owns: the way out of a tie. Read next: `retie.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
+from tied.binding.followers.optimizers import Optimizers, take_up
+from tied.binding.followers.transformers_keys import leave
 from tied.binding.late_reading import is_late, read, uninstall
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree, links
 from tied.binding.tie import unwrapped
-from tied.binding.transformers_keys import leave
 from tied.errors import KindError, during
 from tied.ledger import Tie, entries
 
 
-def untie(model: nn.Module, target: str | None = None) -> tuple[Tie, ...]:
+def untie(model: nn.Module, target: str | None = None, *, optimizer: Any = None) -> tuple[Tie, ...]:
     """Give targets a Parameter of their own, with today's values; the sources stay as they are.
 
-    Outputs do not change. From now on the two are trained apart; an optimizer must be told of the new
-    Parameters. They stand where they stood before the tie in `named_parameters()`.
+    Outputs do not change. From now on the two are trained apart. The new Parameters stand where they stood before
+    the tie in `named_parameters()`, with the class and the attributes (`no_decay`) that they had then.
 
     Args:
         model: Changed in place.
         target: The address of a tied parameter, or of a module: every tie whose target lies in it. None
             unties the whole model, ready for tools that know no ties (export, quantization, scripting).
+        optimizer: The optimizer that trains the model already, or a list of them: the new Parameters are stepped
+            where their sources are, and begin with the moments of their sources' entries. One that is not handed
+            over says so at its next step.
 
     Returns:
         The ties that were undone.
@@ -50,14 +55,18 @@ def untie(model: nn.Module, target: str | None = None) -> tuple[Tie, ...]:
     with during(f"untie(model, {target!r})" if target is not None else "untie(model)"):
         model = unwrapped(model)
         found = _selected(model, target)
-        with torch.no_grad():
+        optimizers = Optimizers(optimizer, model)
+        with torch.inference_mode(False), torch.no_grad():
             own = [_own(link, read(module, tie.target[-1], link)) for tie, module, link in found]
+        for (tie, _, link), tensor in zip(found, own, strict=True):
+            take_up(tie, tensor, link, optimizers)
         last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
         for (tie, module, link), tensor in zip(found, own, strict=True):
             link.forget()
             leave(model, tie)
             end, names = last[module]
             uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
+        optimizers.commit()
         return tuple(tie for tie, _, _ in found)
 
 
@@ -84,4 +93,4 @@ def _own(link: Link, value: Tensor) -> Tensor:
     copy = value.detach().clone(memory_format=torch.contiguous_format)
     if link.fixed() == set(link.sources):
         return copy
-    return Parameter(copy, requires_grad=any(tensor.requires_grad for tensor in link.tensors().values()))
+    return link.marks.parameter(copy, requires_grad=any(source.requires_grad for source in link.tensors().values()))

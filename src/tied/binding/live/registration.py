@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.hooks import RemovableHandle
 
-from tied.binding.adapters import LIVING
+from tied.binding.followers.adapters import LIVING
 from tied.binding.live.live_slots import Live, live_slots
 from tied.binding.live.states import is_same
 from tied.binding.refusals import not_pruned, not_set

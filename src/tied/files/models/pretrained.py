@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from tied.algebra import Ref
-from tied.binding.transformers_keys import entered
+from tied.binding.followers.transformers_keys import entered
 from tied.files.models.model_names import inner
 from tied.files.reading.file_ledger import Equation, name_of
 

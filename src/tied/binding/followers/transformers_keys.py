@@ -2,7 +2,7 @@
 
 Owns: `_tied_weights_keys`, `all_tied_weights_keys` and the switch in the configuration, so that `save_pretrained`
 stores once what `state_dict()` names twice, and what was untied is not tied again. Must not import transformers: its
-models are known by what they have. Read next: `tie.py`.
+models are known by what they have. Read next: `binding/tie.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adapters (LoRA) on either end of a tie, as `peft` puts them around a layer.
 
 Owns: what a source weighs under an adapter, and the refusal to merge an adapter into a tied weight. Must not import
-peft: its layers are known by what they have. Read next: `computed_source.py`.
+peft: its layers are known by what they have. Read next: `binding/computed_source.py`.
 
 An adapter belongs to the use that it was put on: a target of an adapted source reads the weight below the adapter,
 as plain sharing does. Merging, around either end, would write the change of one use into all of them.
