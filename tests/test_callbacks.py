@@ -75,7 +75,7 @@ def test_what_would_lose_values_is_not_mended() -> None:
 
 
 def test_repair_in_the_middle_of_training_goes_on_as_one_parameter() -> None:
-    """The optimizer still holds the second Parameter; by hand, one weight is trained from here on."""
+    """The second Parameter leaves the optimizer; by hand, one weight is trained from here on."""
     model = half_tied()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -85,7 +85,8 @@ def test_repair_in_the_middle_of_training_goes_on_as_one_parameter() -> None:
         zero.zero_grad()
 
     F.cross_entropy(model(TOKENS).flatten(0, 1), TOKENS.flatten()).backward()  # leaves gradients at both
-    repair(model, errors(model))
+    repair(model, errors(model), [None, optimizer, torch.optim.SGD([torch.zeros(1)])])
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
     model.zero_grad()
     weight = model.embed.weight.detach().clone().requires_grad_()
     by_hand = torch.optim.SGD([weight], lr=0.1)
@@ -165,9 +166,9 @@ def test_a_real_trainer_runs(tmp_path: Path) -> None:
     model, looks = gpt2(), []
 
     class Counting(callbacks.TransformersCallback):
-        def look(self, model: nn.Module, when: str) -> None:
+        def look(self, model: nn.Module, when: str, optimizers: Any = ()) -> None:
             looks.append(when)
-            super().look(model, when)
+            super().look(model, when, optimizers)
 
     train(trainer(model, tmp_path, Counting(every=2)))
     assert looks == ["before training", "at the start of training", "at step 2", "at step 4", "at the end of training"]
@@ -266,9 +267,9 @@ def test_a_real_lightning_trainer_runs() -> None:
     module = lightning_module(shared())
 
     class Counting(callbacks.LightningCallback):
-        def look(self, model: nn.Module, when: str) -> None:
+        def look(self, model: nn.Module, when: str, optimizers: Any = ()) -> None:
             looks.append(when)
-            super().look(model, when)
+            super().look(model, when, optimizers)
 
     fit(module, Counting(every=2))
     assert looks == ["before training", "at the start of training", "at step 2", "at step 4", "at the end of training"]

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from tied.binding import adopt, retie
+from tied.binding.followers.optimizers import able_to_follow
 from tied.checking.check import check
 from tied.errors import KindError, SharingError, during
 from tied.reporting.facts import Finding
@@ -53,12 +55,12 @@ class Watch:
         self.every, self.act = every, act
         self.repaired: list[str] = []
 
-    def look(self, model: nn.Module, when: str) -> None:
-        """Look at a model now; `when` is for the message."""
+    def look(self, model: nn.Module, when: str, optimizers: Iterable[Any] = ()) -> None:
+        """Look at a model now; `when` is for the message. What is mended reaches the optimizers."""
         with during(f"{type(self).__name__}(every={self.every}, act={self.act!r})"):
             found = errors(model)
             if found and self.act == "repair":
-                repair(model, found)
+                repair(model, found, optimizers)
                 self.repaired += [f"{finding.code} {when}: {', '.join(finding.names)}" for finding in found]
                 found = errors(model)
             if found:
@@ -71,18 +73,18 @@ def errors(model: nn.Module) -> list[Finding]:
     return [finding for finding in report.findings if finding.severity == "error"]
 
 
-def repair(model: nn.Module, found: list[Finding]) -> None:
-    """Put ties back, as far as no value is lost.
+def repair(model: nn.Module, found: list[Finding], optimizers: Iterable[Any] = ()) -> None:
+    """Put ties back, as far as no value is lost, and have the optimizers follow.
 
     A Parameter that the model does not hold any more loses its gradient, so that an optimizer that still knows
     it steps it no more.
     """
-    before = list(model.parameters())
-    retie(model)
+    before, following = list(model.parameters()), able_to_follow(optimizers, model)
+    retie(model, optimizer=following)
     for module in model.modules() if not any(finding.code == "TIE102" for finding in found) else ():
         if hasattr(module, "_tied_weights_keys") and hasattr(module, "tie_weights"):
             getattr(module, "tie_weights")()  # noqa: B009  (of transformers, which type checkers do not see)
-    adopt(model, half_tied=any(finding.code == "TIE101" for finding in errors(model)))
+    adopt(model, half_tied=any(finding.code == "TIE101" for finding in errors(model)), optimizer=following)
     kept = {id(parameter) for parameter in model.parameters()}
     for parameter in before:
         if id(parameter) not in kept:
@@ -113,14 +115,14 @@ def _of_transformers() -> type:
             """Look before there is an optimizer: the best time to mend."""
             self.look(model, "before training")
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
             """Look after a checkpoint was loaded."""
-            self.look(model, "at the start of training")
+            self.look(model, "at the start of training", [more.get("optimizer")])
 
-        def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
             """Look every so many steps."""
             if self.every and state.global_step % self.every == 0:
-                self.look(model, f"at step {state.global_step}")
+                self.look(model, f"at step {state.global_step}", [more.get("optimizer")])
 
         def on_train_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
             """Look after the best checkpoint was loaded."""
@@ -142,12 +144,12 @@ def _of_lightning() -> type:
 
         def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
             """Look after a checkpoint was loaded."""
-            self.look(pl_module, "at the start of training")
+            self.look(pl_module, "at the start of training", trainer.optimizers)
 
         def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
             """Look every so many steps."""
             if self.every and trainer.global_step % self.every == 0:
-                self.look(pl_module, f"at step {trainer.global_step}")
+                self.look(pl_module, f"at step {trainer.global_step}", trainer.optimizers)
 
         def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
             """Look once more."""

@@ -63,10 +63,10 @@ def untie(model: nn.Module, target: str | None = None, *, optimizer: Any = None)
         last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
         for (tie, module, link), tensor in zip(found, own, strict=True):
             link.forget()
-            leave(model, tie)
             end, names = last[module]
             uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
         optimizers.commit()
+        leave(model, [tie for tie, _, _ in found])
         return tuple(tie for tie, _, _ in found)
 
 

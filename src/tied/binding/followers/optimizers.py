@@ -6,6 +6,7 @@ dropped Parameter or lacks a new one. Must not know how a tie is read. Read next
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -179,6 +180,16 @@ def _refuse_fixed(optimizer: Any) -> None:
             expected="an optimizer with a state for each Parameter",
             fix="leave optimizer= out, and build the optimizer again afterwards",
         )
+
+
+def able_to_follow(optimizers: Iterable[Any], model: nn.Module) -> list[Any]:
+    """Return those of the optimizers that `Optimizers` takes."""
+    found: list[Any] = []
+    for optimizer in optimizers:
+        with contextlib.suppress(KindError):
+            Optimizers([optimizer], model)
+            found.append(optimizer)
+    return found
 
 
 def _of_another_model() -> KindError:

@@ -7,12 +7,15 @@ models are known by what they have. Read next: `binding/tie.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from tied.algebra import Address, Ref
+from tied.errors import TieWarning
 from tied.ledger import Tie
 
 KEYS, EXPANDED, SWITCH = "_tied_weights_keys", "all_tied_weights_keys", "tie_word_embeddings"
@@ -37,17 +40,36 @@ def withdraw(model: nn.Module, tie: Tie) -> None:
             _forget(module, {(target, source)})
 
 
-def leave(model: nn.Module, tie: Tie) -> None:
-    """Have all models of transformers around a tie forget it; where nothing is left to tie, the configuration says so.
+def leave(model: nn.Module, undone: Iterable[Tie]) -> None:
+    """Have all models of transformers around ties forget them; where nothing is left to tie, the configuration says so.
 
     transformers has one switch for all that a class ties. Where only some of it was untied, the switch stays on: then
-    `save_pretrained` stores both weights, and `from_pretrained` keeps them apart once they differ.
+    `save_pretrained` stores both weights, and `from_pretrained` keeps them apart once they differ. A warning says so.
     """
-    for module, target, source in _holders(model, tie):
-        _forget(module, {(target, source), (source, target)})
-        nothing_left = getattr(module, EXPANDED, None) == {} and getattr(type(module), KEYS, None)
-        if nothing_left and getattr(module.config, SWITCH, False):
-            setattr(module.config, SWITCH, False)
+    still = list[str]()
+    for tie in undone:
+        for module, target, source in _holders(model, tie):
+            was_tied = (target, source) in (getattr(module, EXPANDED, None) or {}).items()
+            _forget(module, {(target, source), (source, target)})
+            left, switch = getattr(module, EXPANDED, None), getattr(module.config, SWITCH, False)
+            if left == {} and getattr(type(module), KEYS, None) and switch:
+                setattr(module.config, SWITCH, False)
+            elif left and was_tied and switch and _is_declared(module, target):
+                still.append(f"{type(module).__name__}'s {target}")
+    if still:
+        warnings.warn(_tied_again(still), TieWarning, stacklevel=3)
+
+
+def _is_declared(module: Any, target: str) -> bool:
+    return any(re.search(pattern, target) for pattern in getattr(type(module), KEYS, None) or ())
+
+
+def _tied_again(names: Sequence[str]) -> str:
+    return (
+        f"transformers ties {', '.join(names)} again when a model that was saved with equal values is loaded: {SWITCH} "
+        "is one switch for everything that the class ties, and it stays on for the rest. What differs from its source "
+        "when it is saved stays apart."
+    )
 
 
 def _forget(module: Any, pairs: set[tuple[str, str]]) -> None:
