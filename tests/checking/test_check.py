@@ -374,7 +374,7 @@ def test_an_embedding_with_max_norm_is_not_rescaled_by_the_look():
 def test_a_forward_that_fails_is_said():
     report = tied.check(Recurrent(), torch.randn(4, 5))
     (note,) = report.notes
-    assert note.startswith("Calls were not counted: the forward failed with RuntimeError")
+    assert note.startswith("The forward was not looked at: it failed with RuntimeError")
     assert report.ok
 
 

@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 import tied
 from tied.reporting.rules import RULES
 
-NEEDS_NONE = {"TIE107", "TIE108"}  # rules of a library that do nothing
+NEEDS_NONE = {"TIE107", "TIE108", "TIE111"}  # rules of a library that do nothing; a line of the user's forward
 OF_FILES = {code for code in RULES if code.startswith("TIE3")}
 
 
@@ -119,6 +119,17 @@ def even(*, bias: bool) -> nn.Module:
     return model
 
 
+class Following(Autoencoder):
+    """Copies in its forward; `inputs` are what it is looked at with."""
+
+    inputs = torch.rand(2, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.decoder.weight.copy_(self.encoder.weight.t())
+        return self.decoder(self.encoder(x))
+
+
 class Adapted(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -173,6 +184,11 @@ def late() -> tuple[nn.Module, Optimizer]:
     return model, optimizer
 
 
+def two_optimizers() -> tuple[nn.Module, list[Optimizer]]:
+    model = Autoencoder()
+    return model, [AdamW(model.encoder.parameters()), AdamW(model.parameters())]
+
+
 def two_settings(model: nn.Module) -> list[dict[str, Any]]:
     parts = (model.encoder.parameters(), 0.1), (model.decoder.parameters(), 0.0)
     return [{"params": list(own), "weight_decay": decay} for own, decay in parts]
@@ -204,6 +220,7 @@ CASES = [
     Case("TIE109", replaced),
     Case("TIE110", lambda: over_a_buffer("")),
     Case("TIE110", lambda: over_a_buffer("0")),
+    Case("TIE112", Following),
     Case("TIE201", lambda: language_model(padding_idx=3)),
     Case("TIE202", lambda: language_model(max_norm=1.0)),
     Case("TIE203", lambda: language_model(sparse=True)),
@@ -223,6 +240,7 @@ CASES = [
         ),
     ),
     Case("TIE405", late),
+    Case("TIE406", two_optimizers),
     Case("TIE411", lambda: adapted(language_model())),
     Case("TIE411", lambda: adapted(Pretrained())),
     Case("TIE411", adapted_and_declared),
@@ -241,8 +259,8 @@ def on_two_devices() -> nn.Module:
     return model
 
 
-def look(model: nn.Module, optimizer: Optimizer | None) -> tied.Report:
-    return tied.check(model, optimizer=optimizer)
+def look(model: nn.Module, optimizer: Any) -> tied.Report:
+    return tied.check(model, getattr(model, "inputs", None), optimizer=optimizer)
 
 
 def pasted(fix: str, model: nn.Module, optimizer: Optimizer | None) -> Optimizer | None:
@@ -292,16 +310,39 @@ def test_a_wide_embedding_is_drawn_anew():
     assert tied.check(model).findings == ()
 
 
-def test_an_optimizer_is_made_anew_with_its_settings():
+def test_an_optimizer_keeps_its_settings_and_its_state():
     model = language_model()
     with pytest.warns(UserWarning, match="duplicate"):
         optimizer = AdamW([model.embed.weight, model.head.weight], lr=torch.tensor(0.125), betas=(0.5, 0.75), eps=1e-6)
     (finding,) = tied.check(model, optimizer=optimizer).findings
     assert finding.code == "TIE401"
-    assert finding.fix == ("optimizer = type(optimizer)(model.parameters(), lr=0.125, betas=(0.5, 0.75), eps=1e-06)")
-    made = pasted(finding.fix, model, optimizer)
-    assert tied.check(model, optimizer=made).findings == ()
-    assert {k: made.defaults[k] for k in ("lr", "betas", "eps")} == {"lr": 0.125, "betas": (0.5, 0.75), "eps": 1e-6}
+    assert pasted(finding.fix, model, optimizer) is optimizer
+    assert tied.check(model, optimizer=optimizer).findings == ()
+    assert {k: optimizer.defaults[k] for k in ("betas", "eps")} == {"betas": (0.5, 0.75), "eps": 1e-6}
+
+
+def test_what_is_stale_leaves_the_optimizer_with_its_state():
+    model, optimizer = late()
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    (finding,) = tied.check(model, optimizer=optimizer).findings
+    pasted(finding.fix, model, optimizer)
+    assert optimizer.state.keys() == set(model.parameters())
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(tied.KindError) as error:
+        tied.check(Autoencoder(), optimizer=[AdamW(Autoencoder().parameters()), 3])
+    assert str(error.value) == (
+        "check(Autoencoder)\n"
+        "  What was given as optimizer= is no optimizer.\n"
+        "  found:    int\n"
+        "  expected: a torch.optim.Optimizer, or a list of them\n"
+        "  fix:      tied.check(model, optimizer=optimizer)\n"
+        "The model was not changed."
+    )
 
 
 def test_one_learning_rate_as_two_tensors_is_one_setting():

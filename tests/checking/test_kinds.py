@@ -277,7 +277,7 @@ def test_scripted_and_traced_models():
         assert states(report) == [("tied", ("inside.embed.weight", "inside.head.weight"))]
         (note,) = looked_at(scripted, tokens).notes
         assert note == (
-            "Calls were not counted: the forward failed with RuntimeError: "
+            "The forward was not looked at: it failed with RuntimeError: "
             "register_forward_pre_hook is not supported on ScriptModules"
         )
 

@@ -3,7 +3,7 @@
 Owns: the public function, and the order in which the eyes look at a model; files are audited in `files/auditing`.
 Must not change anything.
 Read next: `groups.py`, then `declarations.py`, `copies.py`, `semantics.py`, `optimizers.py`, `adapters.py`,
-`forward_calls.py`.
+`forward_trace.py`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from tied.checking.adapters import look_at_adapters
 from tied.checking.collapse import collapse
 from tied.checking.declarations import Apart, Seen, apart_finding, fix_of_half_tied, judge
 from tied.checking.equal_copies import equal_groups
-from tied.checking.forward_calls import NotTracedError, called, calls
+from tied.checking.forward_trace import NotTracedError, Seen as Traced, dummy_inputs, trace
+from tied.checking.forward_uses import called, look_at_forward, used
 from tied.checking.groups import count, shared, size_without_sharing
 from tied.checking.inventory import Inventory
-from tied.checking.optimizers import look_at_optimizer
+from tied.checking.optimizers import look_at_optimizers, optimizers_of
 from tied.checking.semantics import look_at_meaning
 from tied.errors import KindError, during
 from tied.reporting.facts import Finding, Group, expression, quoted
 from tied.reporting.report import Report
 from tied.reporting.rules import chosen, finding, known_prefixes
 
+UNSEEN = "With inputs, tied.check(model, inputs) also shows what is shared inside the forward."
+
 
 def check(
     subject: object,
     inputs: Any = None,
     *,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
 ) -> Report:
@@ -45,9 +48,10 @@ def check(
 
     Args:
         subject: A model (which need not know `tied`, and may be on meta), a state dict, or the path of a file.
-        inputs: What one forward takes: a tensor, a tuple, or a dict of names. With them, modules that are called
-            several times are found. A copy of the modules is called, never the model itself.
-        optimizer: Looked at too: whether it steps what is shared once, with one setting.
+        inputs: What one forward takes: a tensor, a tuple, or a dict of names. With them, sharing inside the forward
+            is found: modules that are called several times, Parameters that are used at several places, uses without
+            a gradient, and copies from one Parameter into another. A copy of the model is called, never the model.
+        optimizer: Looked at too, or several in a list: whether what is shared is stepped once, with one setting.
         select: Codes of findings, or their beginnings, to report: `["TIE1", "TIE402"]`; None is all.
         ignore: Codes, or their beginnings, to leave out.
 
@@ -67,7 +71,7 @@ def check(
     with during(f"check({type(subject).__name__ if not isinstance(subject, str) else repr(subject)})"):
         known_prefixes([*(select or ()), *ignore])
         if isinstance(subject, nn.Module):
-            return _look(subject, inputs, optimizer, select=select, ignore=ignore)
+            return _look(subject, inputs, optimizers_of(optimizer), select=select, ignore=ignore)
         if isinstance(subject, str | Path | Mapping):
             from tied.files.auditing.audit import audit  # a look at a model does not wait for it
 
@@ -81,7 +85,12 @@ def check(
 
 
 def _look(
-    model: nn.Module, inputs: Any, optimizer: Optimizer | None, *, select: Sequence[str] | None, ignore: Sequence[str]
+    model: nn.Module,
+    inputs: Any,
+    optimizers: tuple[Optimizer, ...],
+    *,
+    select: Sequence[str] | None,
+    ignore: Sequence[str],
 ) -> Report:
     inventory = Inventory.of(model)
     seen = Seen(inventory, shared(inventory))
@@ -90,13 +99,15 @@ def _look(
     equal = equal_groups(seen, {name for names in apart for name in names})
     groups = collapse([*seen.groups, *(each.group for each in apart.values()), *equal], inventory)
     traced, notes = _traced(inventory, inputs)
+    in_forward = (*called(inventory.modules, traced.calls), *used(inventory, traced))
     findings = [each for each in judged if isinstance(each, Finding)]
     findings += [*_of_groups(seen, groups, apart), *look_at_meaning(seen), *look_at_adapters(seen)]
-    findings += look_at_optimizer(seen, optimizer) if optimizer is not None else ()
+    findings += look_at_forward(inventory, traced)
+    findings += look_at_optimizers(seen, optimizers) if optimizers else ()
     parameters, size = count(inventory)
     return Report(
         type(model).__name__,
-        (*groups, *traced),
+        (*groups, *in_forward),
         chosen(findings, select=select, ignore=ignore),
         parameters=parameters,
         bytes=size,
@@ -105,13 +116,14 @@ def _look(
     )
 
 
-def _traced(inventory: Inventory, inputs: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
-    """Return the modules that are called several times; where inputs were given in vain, say why."""
+def _traced(inventory: Inventory, inputs: Any) -> tuple[Traced, tuple[str, ...]]:
+    """Return what a forward shows; where there was none, say what it would show, and where it failed, why."""
+    if inputs is None and dummy_inputs(inventory.model) is None:
+        return Traced(), (UNSEEN,) if inventory.parameters else ()
     try:
-        return tuple(called(inventory.modules, calls(inventory.model, inputs))), ()
+        return trace(inventory.model, inputs), ()
     except NotTracedError as error:
-        found = tuple(called(inventory.modules, {}))
-        return found, () if inputs is None else (f"Calls were not counted: the forward failed with {error}",)
+        return Traced(), (UNSEEN if inputs is None else f"The forward was not looked at: it failed with {error}",)
 
 
 def _of_groups(seen: Seen, groups: Sequence[Group], apart: Mapping[tuple[str, ...], Apart]) -> Iterator[Finding]:

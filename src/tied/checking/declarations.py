@@ -94,21 +94,23 @@ def judge(seen: Seen) -> Iterator[Apart | Finding]:
             yield finding("TIE107", names, f"{what}: these two are not tied.")
 
 
-def fix_of_half_tied(seen: Seen, group: Group, anew: str = "") -> str:
+def fix_of_half_tied(seen: Seen, group: Group, *, optimized: bool = False) -> str:
     """Return what makes one Parameter of several over one memory, or gives an odd one memory of its own.
 
     Args:
         seen: The model.
         group: Half-tied.
-        anew: A line that makes the optimizer anew, if it is known.
+        optimized: Whether there is an optimizer, which has to go along.
     """
     if OVERLAP in group.transforms:
         odd = group.names[group.transforms.index(OVERLAP)]
         return f"p = model.get_parameter({quoted(odd)}); p.data = p.data.clone()"
+    if optimized:
+        return "tied.adopt(model, half_tied=True, optimizer=optimizer)"
     found = {other: pair for pair in seen.declared for name in pair[:2] for other in seen.present(name)}
     declared = next((found[name] for name in group.names if name in found), None)
     fix = _call_of_tie_weights(seen, declared.path) if declared else "tied.adopt(model, half_tied=True)"
-    return f"{fix}; {anew}" if anew else f"{fix}  # then build the optimizer anew"
+    return f"{fix}  # then build the optimizer anew"
 
 
 def _call_of_tie_weights(seen: Seen, path: str) -> str:

@@ -34,6 +34,7 @@ class Group:
         dtype: Of the first tensor, as "float32"; empty for modules of several.
         bytes: Of the memory of one copy.
         parts: The groups of the tensors inside, where the names are modules.
+        uses: Where a forward uses it, of a Parameter that it uses several times.
     """
 
     state: State
@@ -43,6 +44,7 @@ class Group:
     dtype: str = ""
     bytes: int = 0
     parts: tuple[Group, ...] = ()
+    uses: tuple[str, ...] = ()
 
     __module__ = "tied"
 
@@ -50,7 +52,8 @@ class Group:
         """Return plain data."""
         data: dict[str, Any] = {"state": self.state, "names": list(self.names), "transforms": list(self.transforms)}
         data |= {"shape": list(self.shape), "dtype": self.dtype, "bytes": self.bytes}
-        return data | ({"parts": [part.to_json() for part in self.parts]} if self.parts else {})
+        data |= {"parts": [part.to_json() for part in self.parts]} if self.parts else {}
+        return data | ({"uses": list(self.uses)} if self.uses else {})
 
 
 def expression(group: Group, index: int) -> str:

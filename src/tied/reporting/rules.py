@@ -45,6 +45,8 @@ _RULES = [
     Rule("TIE108", "dead rule", "note", "A rule of `_tied_weights_keys` matches nothing."),
     Rule("TIE109", "cut tie", "error", "A tie declared with `tied` was cut from outside."),
     Rule("TIE110", "buffers over one memory", "note", "Two buffers lie over one memory, until a cast or a move."),
+    Rule("TIE111", "use without a gradient", "warning", "A Parameter is shared in a forward, and one use is detached."),
+    Rule("TIE112", "followed by copying", "error", "A forward or a hook copies one Parameter into another."),
     # 2xx: meaning
     Rule("TIE201", "padding index on one end", "note", "The padding row gets a gradient from the other end."),
     Rule("TIE202", "max_norm on one end", "warning", "A look-up rescales rows in place, at the other end too."),
@@ -79,6 +81,7 @@ _RULES = [
     Rule("TIE403", "two settings for one memory", "error", "One memory is stepped with two learning rates or decays."),
     Rule("TIE404", "missing in the optimizer", "warning", "A shared Parameter is trainable, and no optimizer has it."),
     Rule("TIE405", "stale in the optimizer", "warning", "The optimizer steps a Parameter that the model lost."),
+    Rule("TIE406", "stepped by two optimizers", "warning", "Two optimizers step one Parameter."),
     Rule("TIE411", "adapter on one end", "warning", "Merging the adapter would change the other end, or cut the tie."),
     Rule("TIE412", "trained copy of one end", "warning", "An adapter trains a copy of one end; the other stays."),
     # 5xx: several devices

@@ -70,7 +70,7 @@ def entry_of(group: Group) -> Entry:
         what = f"{len(group.parts)} tensors {group.dtype}".rstrip()
     elif not group.dtype:
         what = "not initialized" if group.state != "declared" else ""
-    others = [_equation(group, index) for index in range(1, len(group.names))]
+    others = [*(_equation(group, index) for index in range(1, len(group.names))), *group.uses]
     if len(others) > MOST_NAMES + 1:
         others = [*others[:MOST_NAMES], f"... and {len(others) - MOST_NAMES} more"]
     return Entry(group.state, harmless(group.names[0]), size_text(group.bytes), what, tuple(map(harmless, others)))
