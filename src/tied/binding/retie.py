@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tied.algebra import Address, Ref, address_of, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
+from tied.binding.commit.transaction import Transaction
+from tied.binding.computed_source import remember_attribute
 from tied.binding.late_reading import install, is_late
 from tied.binding.link import Link
 from tied.binding.live.live_slots import live_slots
@@ -66,12 +68,13 @@ def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) 
         model = unwrapped(model)
         overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
         replaced = list(_replaced(model))
-        mended = [_mend(entry, keep, act=False) for entry in overwritten]
-        mended += [_put_back(entry, keep, act=False) for entry in replaced]
-        for entry in overwritten:
-            _mend(entry, keep, act=True)
-        for entry in replaced:
-            _put_back(entry, keep, act=True)
+        mended = [_mend(entry, keep) for entry in overwritten]
+        mended += [_put_back(entry, keep) for entry in replaced]
+        with Transaction(model) as undo:
+            for entry in overwritten:
+                _mend(entry, keep, undo)
+            for entry in replaced:
+                _put_back(entry, keep, undo)
         return tuple(mended)
 
 
@@ -104,14 +107,17 @@ def _is_its_source(tree: ModuleTree, slot: Slot, tie: Tie) -> bool:
     return source.owner is slot.owner and source.name == slot.name
 
 
-def _put_back(lost: Lost, keep: Literal["source", "target"] | None, *, act: bool) -> Mended:
+def _put_back(lost: Lost, keep: Literal["source", "target"] | None, undo: Transaction | None = None) -> Mended:
     tree, tie = ModuleTree(lost.home), lost.tie
     target = tree.tensor_slot(tie.target).tensor.detach()
-    value = tie.source.value({a: tree.tensor_slot(a).tensor.detach() for a in tie.source.sources()})
+    sources = {address: tree.tensor_slot(address).tensor.detach() for address in tie.source.sources()}
+    value = tie.source.value(sources)
     same = value.shape == target.shape and agree(value, target, tie.source)
     if not same and keep is None:
         raise _undecided(tie)
-    if act:
+    if undo is not None:
+        for tensor in sources.values() if keep == "target" else ():
+            undo.keep(tensor)
         declare(lost.home, [tie], keep="source" if same else keep or "source", buffers=True)
     what = "its module was replaced"
     address = (*lost.path, *tie.target)
@@ -134,21 +140,22 @@ def _impostor(module: nn.Module, name: str) -> Tensor | None:
     return None
 
 
-def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, *, act: bool) -> Mended:
+def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, undo: Transaction | None = None) -> Mended:
     (tie, module, link), name = entry, entry[0].target[-1]
     impostor = _impostor(module, name)
     value = link.connect().read().detach()
     same = impostor is None or agree(value, impostor.detach(), link.expression)
     if not same and keep is None:
         raise _undecided(tie)
-    if act:
+    if undo is not None:
         if not same and keep == "target":
             assert impostor is not None
+            for source in link.sources.values():
+                owner = source.find(link.home)
+                undo.callback(remember_attribute(owner, source.name) if owner is not None else int)
             link.write(impostor.detach())
-        if live_slots(module, name) is None:
-            for place in (module._parameters, module._buffers, module.__dict__):
-                place.pop(name, None)
         install(module, name, link)
+        module.__dict__.pop(name, None)
     what = "the class of its module was reset" if impostor is None else "a tensor of its own"
     return Mended(tie.target, what if same else f"{what}, with other values", "both" if same else str(keep))
 

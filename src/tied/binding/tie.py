@@ -7,7 +7,6 @@ the model bit for bit as it was. Read next: `untie.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,14 @@ from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
 from tied.binding.adapters import watch
+from tied.binding.commit.transaction import Transaction
 from tied.binding.equations import at_first_places, pair
-from tied.binding.late_reading import install, uninstall
+from tied.binding.late_reading import install
 from tied.binding.link import Link
 from tied.binding.module_reference import plant
 from tied.binding.slots import ModuleTree, Slot, links
 from tied.binding.state_dict_hooks import attend, check_winner
-from tied.binding.transformers_keys import enter, withdraw
+from tied.binding.transformers_keys import enter
 from tied.errors import (
     ConflictError,
     DeviceError,
@@ -303,22 +303,24 @@ def _check_winners(
 
 
 def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]) -> None:
-    """Write the values and install the links; undo everything if anything fails."""
-    with torch.no_grad(), ExitStack() as undo:
+    """Write the values and install the links, all or none."""
+    with Transaction(tree.model) as undo:
         prepared = [(each, tree.slot(each.target), *_link(tree.model, each)) for each in ties]
         for home in {id(home): home for *_, home in prepared}.values():
-            plant(home).known.update(home.modules())
+            known = plant(home).known
+            fresh = [module for module in home.modules() if module not in known]
+            undo.callback(known.difference_update, fresh)
+            known.update(fresh)
         names = dict[nn.Module, set[str]]()
         for _, slot, link, _ in prepared:
             names.setdefault(slot.owner, set[str]()).update(() if link.is_identity else (slot.name,))
         for address, value in values.items():
             tensor = tree.slot(address).tensor
-            undo.callback(tensor.copy_, tensor.clone())
-            tensor.copy_(value)
+            undo.keep(tensor)
+            tensor.detach().copy_(value)
         for each, slot, link, home in prepared:
             if slot.kind == "tied":
                 links(slot.owner)[slot.name].forget()
-            undo.callback(_restore, slot, links(slot.owner).get(slot.name), slot.tensor)
             try:
                 install(slot.owner, slot.name, link, also=names[slot.owner])
             except TypeError as error:
@@ -326,12 +328,10 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
             link.remember()
             attend(home)
             if link.is_live:
-                undo.callback(withdraw, tree.model, each)
                 enter(tree.model, each)
             if slot.address[-2:-1] == ("base_layer",):
                 watch(tree.model.get_submodule(".".join(slot.address[:-2])))
         attend(tree.model)
-        undo.pop_all()
 
 
 def _link(model: nn.Module, tie: Tie) -> tuple[Link, nn.Module]:
@@ -345,16 +345,6 @@ def _link(model: nn.Module, tie: Tie) -> tuple[Link, nn.Module]:
     link = Link.between(tie.source.substitute(near), home)
     link.place = tie.target[depth:]
     return link, home
-
-
-def _restore(slot: Slot, link: Link | None, tensor: Tensor) -> None:
-    if slot.name in links(slot.owner):
-        links(slot.owner)[slot.name].forget()
-    if link is not None:
-        install(slot.owner, slot.name, link)
-        link.remember()
-    elif slot.name in links(slot.owner):
-        uninstall(slot.owner, slot.name, tensor)
 
 
 def _immutable(slot: Slot, error: TypeError) -> TieError:
@@ -392,7 +382,8 @@ def bind(module: nn.Module, attribute: str, expression: str | Expression, owners
     if module._parameters.get(attribute) is not None:
         frame._modules["this module"] = module
         _check_fit(tree, Tie(("this module", attribute), parsed))
-    install(module, attribute, Link.to(parsed, sources))
+    with Transaction(module, *owners.values()):
+        install(module, attribute, Link.to(parsed, sources))
 
 
 def pair_source(tree: ModuleTree, expression: str | Expression) -> Expression:

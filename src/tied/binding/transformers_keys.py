@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from tied.algebra import Address, Ref
+from tied.binding.commit.transaction import Transaction
 from tied.ledger import Tie
 
 KEYS, EXPANDED, SWITCH = "_tied_weights_keys", "all_tied_weights_keys", "tie_word_embeddings"
@@ -37,7 +38,7 @@ def withdraw(model: nn.Module, tie: Tie) -> None:
             _forget(module, {(target, source)})
 
 
-def leave(model: nn.Module, tie: Tie) -> None:
+def leave(model: nn.Module, tie: Tie, undo: Transaction) -> None:
     """Have all models of transformers around a tie forget it; where nothing is left to tie, the configuration says so.
 
     transformers has one switch for all that a class ties. Where only some of it was untied, the switch stays on: then
@@ -47,6 +48,7 @@ def leave(model: nn.Module, tie: Tie) -> None:
         _forget(module, {(target, source), (source, target)})
         nothing_left = getattr(module, EXPANDED, None) == {} and getattr(type(module), KEYS, None)
         if nothing_left and getattr(module.config, SWITCH, False):
+            undo.callback(setattr, module.config, SWITCH, True)
             setattr(module.config, SWITCH, False)
 
 

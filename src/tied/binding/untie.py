@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
+from tied.binding.commit.transaction import Transaction
 from tied.binding.late_reading import is_late, read, uninstall
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree, links
@@ -50,14 +51,14 @@ def untie(model: nn.Module, target: str | None = None) -> tuple[Tie, ...]:
     with during(f"untie(model, {target!r})" if target is not None else "untie(model)"):
         model = unwrapped(model)
         found = _selected(model, target)
-        with torch.no_grad():
-            own = [_own(link, read(module, tie.target[-1], link)) for tie, module, link in found]
+        own = [_own(link, read(module, tie.target[-1], link)) for tie, module, link in found]
         last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
-        for (tie, module, link), tensor in zip(found, own, strict=True):
-            link.forget()
-            leave(model, tie)
-            end, names = last[module]
-            uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
+        with Transaction(model) as undo:
+            for (tie, module, link), tensor in zip(found, own, strict=True):
+                link.forget()
+                leave(model, tie, undo)
+                end, names = last[module]
+                uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
         return tuple(tie for tie, _, _ in found)
 
 
