@@ -1,7 +1,7 @@
 """Exceptions at every line: a tracer that raises where it is told, and what a model is, so that nothing escapes.
 
-    count, changing = lines_of(act, model)     # the lines of tied, and of torch below it, that `act` runs
-    came_out = interrupted(act, at=17)         # the same, with KeyboardInterrupt in place of the 18th of them
+count, changing = lines_of(act, model)     # the lines of tied, and of torch below it, that `act` runs
+came_out = interrupted(act, at=17)         # the same, with KeyboardInterrupt in place of the 18th of them
 """
 
 import contextlib
@@ -100,7 +100,7 @@ def identities(model: nn.Module) -> list[tuple[object, ...]]:
         for place in (vars(module)["_parameters"], vars(module)["_buffers"]):
             rows += [(path, name, id(tensor)) for name, tensor in dict.items(place)]
         rows += [(path, *(sorted(map(id, vars(link).values())))) for link in vars(module).get(LINKS, {}).values()]
-        rows.append((path, *vars(module)["_load_state_dict_pre_hooks"]))
+        rows.append((path, type(module), *vars(module)["_load_state_dict_pre_hooks"]))
     return rows
 
 
@@ -110,7 +110,10 @@ def description(model: nn.Module, *inputs: Tensor) -> dict[str, object]:
     seen: dict[int, int] = {}
     for path, module in model.named_modules():
         hooks = [getattr(getattr(hook, "hook", hook), "__qualname__", "") for hook in _hooks(module)]
-        found[f"{path} is"] = (type(module), sorted(vars(module)), hooks)
+        kinds = [(kind.__qualname__, getattr(kind, "_tied_names", None)) for kind in type(module).__mro__]
+        found[f"{path} is"] = (kinds, sorted(vars(module)), hooks)
+        found[f"{path} says"] = [vars(module).get(key) for key in ("_tied_weights_keys", "all_tied_weights_keys")]
+        found[f"{path} is configured"] = getattr(getattr(module, "config", None), "tie_word_embeddings", None)
         found[f"{path} declares"] = dict(getattr(vars(module).get(PLANT), "declared", {}))
         for name, link in vars(module).get(LINKS, {}).items():
             found[f"{path} reads {name}"] = (str(link.expression), link.kind, link.waits, link.order, link.place)
@@ -120,7 +123,10 @@ def description(model: nn.Module, *inputs: Tensor) -> dict[str, object]:
             for name, t in named(remove_duplicate=False)
         ]
     found["state"] = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
-    found["output"] = model(*inputs).tolist()
+    try:
+        found["output"] = model(*inputs).tolist()
+    except AttributeError as error:  # a class was reset, and reads nothing
+        found["output"] = str(error)
     return found
 
 

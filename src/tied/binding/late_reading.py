@@ -237,12 +237,12 @@ def install(module: nn.Module, name: str, link: Link, *, also: Collection[str] =
         link.kind = place
         known = (other.order for other in links(module).values() if name in other.order)
         link.order = next(known, None) or tuple(dict.keys(held))
+    elif name in links(module):
+        link.kind, link.order = links(module)[name].kind, links(module)[name].order
     listen()
     link.target = weakref.ref(module)
     tensor = _ordinary(module, name, link)
     link.waits = link.is_identity and tensor is None
-    if tensor is None and name in live_names(module):
-        module.__dict__[place] = held = held.without(name, dict.get(held, name))
     module.__dict__[LINKS] = {**links(module), name: link}
     if tensor is not None:
         _go_live(module, name, link, tensor)

@@ -68,9 +68,9 @@ def retie(model: nn.Module, *, keep: Literal["source", "target"] | None = None) 
         model = unwrapped(model)
         overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
         replaced = list(_replaced(model))
-        mended = [_mend(entry, keep) for entry in overwritten]
-        mended += [_put_back(entry, keep) for entry in replaced]
         with Transaction(model) as undo:
+            mended = [_mend(entry, keep) for entry in overwritten]
+            mended += [_put_back(entry, keep) for entry in replaced]
             for entry in overwritten:
                 _mend(entry, keep, undo)
             for entry in replaced:

@@ -6,7 +6,7 @@ the model bit for bit as it was. Read next: `untie.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -321,10 +321,7 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
         for each, slot, link, home in prepared:
             if slot.kind == "tied":
                 links(slot.owner)[slot.name].forget()
-            try:
-                install(slot.owner, slot.name, link, also=names[slot.owner])
-            except TypeError as error:
-                raise _immutable(slot, error) from error
+            _install(slot, link, names[slot.owner])
             link.remember()
             attend(home)
             if link.is_live:
@@ -345,6 +342,13 @@ def _link(model: nn.Module, tie: Tie) -> tuple[Link, nn.Module]:
     link = Link.between(tie.source.substitute(near), home)
     link.place = tie.target[depth:]
     return link, home
+
+
+def _install(slot: Slot, link: Link, also: Collection[str]) -> None:
+    try:
+        install(slot.owner, slot.name, link, also=also)
+    except TypeError as error:
+        raise _immutable(slot, error) from error
 
 
 def _immutable(slot: Slot, error: TypeError) -> TieError:

@@ -82,7 +82,7 @@ class _Before:
 
     def _restore_slots(self) -> None:
         let_readers_pass()
-        _put_back(self.module.__dict__, {name: self.held[name] for name in SLOTS if name in self.held})
+        self.module.__dict__.update({name: self.held[name] for name in SLOTS if name in self.held})
 
     def _restore_others(self) -> None:
         now = self.module.__dict__

@@ -14,6 +14,8 @@ from tied.binding.live.live_slots import Live
 
 def without(place: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the entries but one; live ones stay so."""
+    if isinstance(place, Live) and name in place.links:
+        return place.without(name)
     kept = {key: value for key, value in dict.items(place) if key != name}
     return place.remade(kept) if isinstance(place, Live) else kept
 
