@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -20,12 +20,15 @@ from tied.ledger import LINKS, PLANT
 
 FOLDERS = (str(Path(tied.__file__).parent), str(Path(torch.__file__).parent / "nn"), contextlib.__file__)
 
+# What only finds things is left out: it takes most lines, and raises in the same place as whoever calls it.
+LOOKING = {"named_modules", "modules", "entries", "slots", "slot", "_children", "_kind", "_holds", "links", "module_at"}
+
 
 @dataclass
 class Lines:
-    """Counts the lines that run, and calls `at_line` with the number and the file before each."""
+    """Counts the lines that run, and calls `at_line` with the number and the code before each."""
 
-    at_line: Callable[[int, str], None]
+    at_line: Callable[[int, CodeType], None]
     count: int = field(default=0, init=False)
 
     def run(self, act: Callable[[], object]) -> None:
@@ -38,19 +41,20 @@ class Lines:
             sys.settrace(before)
 
     def _enter(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
-        return self._line if frame.f_code.co_filename.startswith(FOLDERS) else None
+        code = frame.f_code
+        return self._line if code.co_filename.startswith(FOLDERS) and code.co_name not in LOOKING else None
 
     def _line(self, frame: FrameType, event: str, _: object) -> Callable[..., Any]:
         if event == "line":
             self.count += 1
-            self.at_line(self.count - 1, frame.f_code.co_filename)
+            self.at_line(self.count - 1, frame.f_code)
         return self._line
 
 
 def interrupted(act: Callable[[], object], *, at: int) -> bool:
     """Run `act` with Ctrl-C at one of its lines, and return whether it came out."""
 
-    def raise_there(number: int, _: str) -> None:
+    def raise_there(number: int, _: CodeType) -> None:
         if number == at:
             raise KeyboardInterrupt
 
@@ -61,15 +65,18 @@ def interrupted(act: Callable[[], object], *, at: int) -> bool:
     return False
 
 
-def lines_of(act: Callable[[], object], model: nn.Module) -> tuple[int, list[int]]:
-    """Return how many lines `act` runs, and those before which the model is another than before the line before."""
+def lines_of(
+    act: Callable[[], object], model: nn.Module, look: Callable[[], object] = lambda: None
+) -> tuple[int, list[int]]:
+    """Return how many lines `act` runs, and those at which the model is another than before; looks at it there."""
     last, found = mark(model), list[int]()
 
-    def compare(number: int, file: str) -> None:
+    def compare(number: int, code: CodeType) -> None:
         nonlocal last
-        if "algebra" not in file and last != (now := mark(model)):
+        if "algebra" not in code.co_filename and last != (now := mark(model)):
             last = now
             found.append(number)
+            look()
 
     lines = Lines(compare)
     lines.run(act)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tied
 from tied.binding import bind
+from tied.binding.adapters import LIVING
+from tied.binding.commit.readers import let_readers_pass
 
 
 class Net(nn.Module):
@@ -65,6 +68,8 @@ class Call:
 
     def model(self) -> nn.Module:
         """Return the prepared model, the same one at each call."""
+        for link in [link for link in LIVING if link.target() is None]:
+            LIVING.discard(link)  # of a model that is no more: every load looks at it
         torch.manual_seed(0)
         model = self.build().double()
         self.prepare(model)
@@ -186,6 +191,13 @@ def chosen(call: Call) -> list[int]:
     return sorted({*changing, *range(0, count, count // 12), count - 1})
 
 
+def every(call: Call) -> range:
+    """Return all lines from the first change of the model to the last, and one more."""
+    model = call.model()
+    count, changing = lines_of(lambda: call.act(model), model)
+    return range(changing[0] - 1, min(changing[-1] + 2, count))
+
+
 def check_every_line(call: Call, lines: Callable[[Call], Iterable[int]]) -> None:
     """Interrupt a call at each line: the model is as before or done, and another call completes it."""
     reference = call.model()
@@ -214,6 +226,40 @@ def check_every_line(call: Call, lines: Callable[[Call], Iterable[int]]) -> None
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_a_call_is_done_or_leaves_the_model_as_it_was(call: Call) -> None:
     check_every_line(call, chosen)
+
+
+# -- meanwhile: nothing is ever without its weight ------------------------------------------------------
+
+
+def weights(model: nn.Module, places: Iterable[tuple[str, str]]) -> list[object]:
+    held = [getattr(model.get_submodule(path), name) for path, name in places]
+    return [None if tensor is None else tensor.tolist() for tensor in held]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_so_it_is_at_every_line(call: Call) -> None:
+    check_every_line(call, every)
+
+
+READABLE = [call for call in CALLS if "retie" not in str(call)]  # elsewhere, a weight is gone or passes through another
+
+
+@pytest.mark.parametrize("call", READABLE, ids=str)
+def test_at_any_moment_each_weight_is_the_old_one_or_the_new(call: Call) -> None:
+    model, done = call.model(), call.model()
+    call.act(done)
+    places = [(path, name) for path, module in done.named_modules() for name in named(module)]
+    old, new, seen = weights(model, places), weights(done, places), list[list[object]]()
+    lines_of(lambda: call.act(model), model, lambda: seen.append(weights(model, places)))
+    assert len(seen) > 3
+    for moment in seen:
+        assert all(now in pair for now, *pair in zip(moment, old, new, strict=True))
+
+
+def named(module: nn.Module) -> list[str]:
+    """Return the names of what a module holds and reads."""
+    return [*module._parameters, *module._buffers, *(name for name in vars(module).get("_tied", {}))]
 
 
 # -- loading: torch stops half way, and so do we; ties hold, and the next load completes it --------------
@@ -265,7 +311,7 @@ def test_a_load_stops_as_torch_does(call: Call) -> None:
     shared, new = sharing(done), values(done)
     assert all(old[name] != new[name] for name in old)
     found = set[tuple[bool, ...]]()
-    for number in chosen(call)[::3]:
+    for number in chosen(call)[::5]:
         model = call.model()
         state = other_values(model)
         assert interrupted(lambda: call.act(model), at=number), number  # noqa: B023
@@ -362,8 +408,36 @@ def test_threads_read_the_old_value_or_the_new(target: str, sources: list[str]) 
         tied.untie(model)
         allowed.append(model.get_parameter(target).detach().clone())
     with torch.no_grad(), Readers(model, target, allowed) as readers:
-        while readers.reads < 100 and not readers.wrong:
-            for source in sources:
-                tied.tie(model, target, source)
-                tied.untie(model, target)
+        for source in sources * 40:
+            tied.tie(model, target, source)
+            tied.untie(model, target)
     assert not readers.wrong, readers.wrong
+    assert readers.reads > 8
+
+
+class Gate(dict[str, Any]):
+    """Entries that whoever asks `nn.Module.__getattr__` for a lock finds when that lock is open."""
+
+    __contains__ = methodcaller("acquire")
+    __getitem__ = methodcaller("release")
+
+
+def test_a_thread_that_looks_for_an_entry_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looked on the class before that read late: the entry must be there until it has looked here too."""
+    module, gate, rounds = nn.Linear(2, 2), threading.Lock(), list[float]()
+    module.__dict__["_parameters"] = Gate()
+    gate.acquire()
+    reader = threading.Thread(target=nn.Module.__getattr__, args=(module, gate))
+    reader.start()
+    while sys._current_frames()[reader.ident or 0].f_code is not nn.Module.__getattr__.__code__:
+        pass
+
+    def sleep(seconds: float) -> None:
+        rounds.append(seconds)
+        if len(rounds) == 3:
+            gate.release()
+            reader.join()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    let_readers_pass()
+    assert len(rounds) == 3

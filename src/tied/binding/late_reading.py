@@ -116,9 +116,8 @@ class Late:
         else:
             super().__setstate__(state)  # type: ignore[misc]
         listen()
-        live = live_names(self)  # type: ignore[arg-type]
         for name, link in links(self).items():  # type: ignore[arg-type]
-            if name not in live:
+            if name not in live_names(self):  # type: ignore[arg-type]
                 settle(self, name, link)  # type: ignore[arg-type]
         shed(self)  # type: ignore[arg-type]
 
@@ -194,12 +193,13 @@ def _unlinked(module: nn.Module, name: str) -> Tensor:
 class LateRecurrent(Late):
     """A late-reading LSTM, GRU or RNN: torch caches their weights in a list, which would go stale."""
 
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
+    def _gathered(self) -> list[Tensor | None]:
         return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
 
+    _flat_weights = property(_gathered, lambda self, weights: None)  # which a thread may be about to set
+
     def _init_flat_weights(self) -> None:
-        self.__dict__["_flat_weight_refs"] = []
+        self.__dict__["_flat_weight_refs"] = [None] * len(self._flat_weights_names)  # type: ignore[attr-defined]
 
     def _weights_have_changed(self) -> bool:
         return False

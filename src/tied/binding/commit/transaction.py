@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tied.binding.commit.readers import let_readers_pass
@@ -36,6 +37,7 @@ class Transaction:
         """Remember the modules."""
         modules = dict.fromkeys(module for model in models for module in model.modules())
         self._undo = ExitStack()
+        self._undo.callback(torch.set_grad_enabled, torch.is_grad_enabled())  # no_grad() is left half way too
         self._undo.callback(_restore, [_Before(module) for module in modules])
 
     def __enter__(self) -> Transaction:
