@@ -5,7 +5,7 @@ Owns: `adopt` and `alias`. Must not guess: what cannot be expressed is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from tied.algebra import Expression, Ref, show_address
+from tied.binding.commit.transaction import Transaction
 from tied.binding.followers.optimizers import Optimizers
 from tied.binding.late_reading import read, uninstall
 from tied.binding.slots import ModuleTree, Slot
@@ -49,9 +50,9 @@ def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False, opt
     """
     with during(f"adopt(model, half_tied={half_tied}, equal={equal})"):
         model = unwrapped(model)
-        slots = [slot for slot in ModuleTree(model).slots() if slot.kind in ("parameter", "buffer")]
+        slots = tensor_slots(model)
         _refuse_scripted(model, slots)
-        wanted = list(_same(slots))
+        wanted = list(shared(slots))
         known = {tie.target for tie in wanted}
         parameters = [s for s in slots if s.kind == "parameter" and s.address not in known]
         for asked, find in ((half_tied, _over_one_memory), (equal, _equal)):
@@ -61,6 +62,11 @@ def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False, opt
                     wanted.append(tie)
         optimizers = Optimizers(optimizer, model)
         return declare(model, wanted, optimizers, keep="source", buffers=True) if wanted else ()
+
+
+def tensor_slots(model: nn.Module) -> list[Slot]:
+    """Return the slots of a model that hold tensors of their own, in the order of `named_parameters`."""
+    return [slot for slot in ModuleTree(model).slots() if slot.kind in ("parameter", "buffer")]
 
 
 def _refuse_scripted(model: nn.Module, slots: list[Slot]) -> None:
@@ -78,7 +84,7 @@ def _refuse_scripted(model: nn.Module, slots: list[Slot]) -> None:
                     )
 
 
-def _same(slots: list[Slot]) -> Iterator[Tie]:
+def shared(slots: Iterable[Slot]) -> Iterator[Tie]:
     """Yield a tie for every further slot of one tensor object."""
     first: dict[int, Slot] = {}
     owners: set[tuple[int, str]] = set()
@@ -193,9 +199,10 @@ def alias(model: nn.Module) -> tuple[Tie, ...]:
             (tie, module, link) for tie, module, link in entries(unwrapped(model)) if isinstance(tie.source, Ref)
         ]
         plain = [entry for entry in exported if _is_plain(read(entry[1], entry[0].target[-1], entry[2]))]
-        for tie, module, link in plain:
-            link.forget()
-            uninstall(module, tie.target[-1], read(module, tie.target[-1], link))
+        with Transaction(unwrapped(model)):
+            for tie, module, link in plain:
+                link.forget()
+                uninstall(module, tie.target[-1], read(module, tie.target[-1], link))
         return tuple(tie for tie, _, _ in plain)
 
 

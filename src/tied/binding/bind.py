@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tied.algebra import Expression, parse
+from tied.binding.commit.transaction import Transaction
 from tied.binding.late_reading import install
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree
@@ -43,4 +44,5 @@ def bind(module: nn.Module, attribute: str, expression: str | Expression, owners
     if module._parameters.get(attribute) is not None:
         frame._modules["this module"] = module
         check_fit(tree, Tie(("this module", attribute), parsed))
-    install(module, attribute, Link.to(parsed, sources))
+    with Transaction(module, *owners.values()):
+        install(module, attribute, Link.to(parsed, sources))

@@ -63,30 +63,35 @@ def write_attribute(module: nn.Module, name: str, value: Tensor) -> None:
     parametrization = _parametrization(module, name)
     if parametrization is None:
         raise _not_writable(module, name, "a value that its module computes (pruning, a norm, an adapter)")
-    undo = _snapshot(parametrization)
+    undo = remember_attribute(module, name)
     try:
         setattr(module, name, value)
         if not torch.allclose(cast(Tensor, read_attribute(module, name)), value, equal_nan=True):
             raise ValueError("the parametrization makes another value of it")
-    except Exception as error:  # whatever somebody's right inverse raises
+    except BaseException as error:  # whatever somebody's right inverse raises, and Ctrl-C
         undo()
+        if not isinstance(error, Exception):
+            raise
         words = str(error).splitlines() or [type(error).__name__]
         raise _not_writable(module, name, f"a parametrization: {words[0]}") from error
 
 
-def _snapshot(parametrization: nn.Module) -> Callable[[], None]:
-    """Return a function that puts all tensors back, and their values."""
-    places = [place for module in parametrization.modules() for place in (module._parameters, module._buffers)]
+def remember_attribute(module: nn.Module, name: str) -> Callable[[], None]:
+    """Return a function that puts back what `write_attribute` changes: tensors, and their values."""
+    parametrization = _parametrization(module, name)
+    modules = [module] if parametrization is None else list(parametrization.modules())
+    places = [place for each in modules for place in (each._parameters, each._buffers)]
     held = [
-        (place, name, tensor, tensor.clone())
+        (place, key, tensor, tensor.detach().clone())
         for place in places
-        for name, tensor in place.items()
-        if tensor is not None
+        for key, tensor in place.items()
+        if tensor is not None and (parametrization is not None or key == name)
     ]
 
     def undo() -> None:
-        for place, name, tensor, value in held:
-            place[name] = tensor.copy_(value)  # type: ignore[assignment]
+        for place, key, tensor, value in held:
+            tensor.detach().copy_(value)
+            place[key] = tensor  # type: ignore[assignment]
 
     return undo
 

@@ -20,16 +20,17 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from tied.binding.followers.adapters import notice_adapters
+from tied.binding.commit.readers import let_readers_pass
 from tied.binding.followers.parameter_marks import Marks
 from tied.binding.link import Link
-from tied.binding.live.live_slots import Kind, Live, live_names, live_slots, ordered, with_entry, without
-from tied.binding.live.registration import attend_registrations
+from tied.binding.live.entries import ordered, with_entry, without
+from tied.binding.live.live_slots import Kind, Live, live_names, live_slots
+from tied.binding.live.registration import listen
 from tied.binding.live.shown import Shown
 from tied.binding.refusals import cloned, not_pruned, not_set, on_meta
 from tied.binding.slots import LINKS, links
 from tied.binding.state_dict_hooks import attend_target, load_alone
-from tied.binding.target_tensor import Derived, Target, refuse_registration
+from tied.binding.target_tensor import Derived, Target
 from tied.sharding import is_managed, is_sharded
 
 
@@ -115,19 +116,11 @@ class Late:
             self.__class__ = late  # type: ignore[assignment]
         else:
             super().__setstate__(state)  # type: ignore[misc]
-        _listen()
-        live = live_names(self)  # type: ignore[arg-type]
+        listen()
         for name, link in links(self).items():  # type: ignore[arg-type]
-            if name not in live:
+            if name not in live_names(self):  # type: ignore[arg-type]
                 settle(self, name, link)  # type: ignore[arg-type]
         shed(self)  # type: ignore[arg-type]
-
-
-def _listen() -> None:
-    """From now on see what is registered on modules: adapters around tied layers, and values of ties."""
-    notice_adapters()
-    refuse_registration()
-    attend_registrations()
 
 
 def _remake(make: Any, arguments: tuple[Any, ...], names: frozenset[str]) -> Any:
@@ -193,18 +186,21 @@ def _unlinked(module: nn.Module, name: str) -> Tensor:
     for place in (module._parameters, module._buffers, module.__dict__):
         if name in place:
             return place[name]  # type: ignore[return-value]
+    if name in links(module):  # tied by another thread meanwhile
+        return links(module)[name].read()
     raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
 
 
 class LateRecurrent(Late):
     """A late-reading LSTM, GRU or RNN: torch caches their weights in a list, which would go stale."""
 
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
+    def _gathered(self) -> list[Tensor | None]:
         return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
 
+    _flat_weights = property(_gathered, lambda self, weights: None)  # which a thread may be about to set
+
     def _init_flat_weights(self) -> None:
-        self.__dict__["_flat_weight_refs"] = []
+        self.__dict__["_flat_weight_refs"] = [None] * len(self._flat_weights_names)  # type: ignore[attr-defined]
 
     def _weights_have_changed(self) -> bool:
         return False
@@ -237,21 +233,22 @@ def install(module: nn.Module, name: str, link: Link, *, also: Collection[str] =
     held = module.__dict__[place]
     before, orders = links(module).get(name), (other.order for other in links(module).values())
     if before is not None:
-        link.order, link.marks = before.order, before.marks
+        link.kind, link.order, link.marks = before.kind, before.order, before.marks
     elif name in held:
-        link.order = next((order for order in orders if name in order), None) or tuple(held)
-        link.marks = Marks.of(held[name])
+        link.order = next((order for order in orders if name in order), None) or tuple(dict.keys(held))
+        link.marks = Marks.of(dict.__getitem__(held, name))
     link.kind = place if name in held else link.kind
-    _listen()
+    listen()
     link.target = weakref.ref(module)
     tensor = _ordinary(module, name, link)
-    if tensor is None and name in held:
-        module.__dict__[place] = without(held, name)
+    link.waits = link.is_identity and tensor is None
     module.__dict__[LINKS] = {**links(module), name: link}
     if tensor is not None:
         _go_live(module, name, link, tensor)
-    link.waits = link.is_identity and tensor is None
     _wear(module, also)
+    if tensor is None and name in held:
+        let_readers_pass()
+        module.__dict__[place] = without(held, name)
     refresh_recurrent(module)
 
 
@@ -282,21 +279,20 @@ def _go_live(module: nn.Module, name: str, link: Link, tensor: Tensor) -> None:
 
 
 def give_up(module: nn.Module, name: str, link: Link) -> None:
-    """Read late what was live, since its source holds no ordinary tensor now."""
+    """Read late what is live, since its source holds no ordinary tensor now; its entry can go afterwards."""
+    link.order = tuple(dict.keys(module.__dict__[link.kind]))
     link.waits = True
     link.connect()
-    place, held = link.kind, module.__dict__[link.kind]
-    if not held.links:
-        module.__dict__[place] = dict(dict.items(held))
     _wear(module)
+    let_readers_pass()
 
 
 def _come_forward(module: nn.Module, name: str, link: Link) -> None:
     """Make an attribute live, if its source holds an ordinary tensor again."""
     tensor = _ordinary(module, name, link)
     if tensor is not None and is_late(module, name):
-        link.waits = False
         _go_live(module, name, link, tensor)
+        link.waits = False
         _wear(module)
         refresh_recurrent(module)
 
@@ -333,7 +329,8 @@ def is_late(module: nn.Module, name: str) -> bool:
 
 def _wear(module: nn.Module, also: Collection[str] = ()) -> None:
     """Put on the class that fits the module's links; classes put on top by others stay."""
-    names, kind = frozenset([*links(module), *also]).difference(live_names(module)), type(module)
+    live = [name for name in live_names(module) if name in links(module) and links(module)[name].is_live]
+    names, kind = frozenset([*links(module), *also]).difference(live), type(module)
     if is_parametrized(module) and kind.__name__.startswith("Parametrized"):
         _slip_under(kind, names)
     else:
@@ -361,6 +358,8 @@ def _put_on(module: nn.Module, base: type[nn.Module] | None, names: frozenset[st
         if isinstance(module, Late):  # somebody subclassed the late class: keep that, and add what is missing
             names = frozenset(name for name in names if not is_late(module, name))
     wanted = late_class(base, names) if names else base
+    if isinstance(module, LateRecurrent) and not issubclass(wanted, LateRecurrent):
+        module.__dict__["_flat_weights"] = module._flat_weights  # torch reads them from here
     if type(module) is not wanted:
         module.__class__ = wanted  # type: ignore[assignment]
 

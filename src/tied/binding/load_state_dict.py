@@ -9,14 +9,15 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tied.algebra import Ref
-from tied.binding.adopt import adopt
+from tied.algebra import Address, Ref
+from tied.binding.adopt import adopt, shared, tensor_slots
+from tied.binding.commit.transaction import Transaction
 from tied.binding.followers.transformers_keys import withdraw
 from tied.binding.late_reading import read, uninstall
 from tied.binding.state_dict_hooks import check_winner, reconcile_all
 from tied.binding.tie import unwrapped
 from tied.errors import during
-from tied.ledger import Tie, entries
+from tied.ledger import entries
 
 
 def load_state_dict(
@@ -48,20 +49,24 @@ def load_state_dict(
     with during(f"load_state_dict(model, state_dict, keep={keep!r})"):
         check_winner(keep)
         inner = unwrapped(model)
-        plain = adopt(inner)
+        plain = {tie.target for tie in shared(tensor_slots(inner))}
         try:
+            adopt(inner)
             state = dict(state_dict)
             reconcile_all(model, state, "", keep=keep)
-            return model.load_state_dict(state, strict=strict, assign=assign)
-        finally:
+            found = model.load_state_dict(state, strict=strict, assign=assign)
             _share_again(inner, plain)
+        except BaseException:
+            _share_again(inner, plain)
+            raise
+        return found
 
 
-def _share_again(model: nn.Module, plain: tuple[Tie, ...]) -> None:
+def _share_again(model: nn.Module, targets: set[Address]) -> None:
     """Undo the adoption: put each source's present tensor into its other slots."""
-    targets = {tie.target for tie in plain}
-    for tie, module, link in list(entries(model)):
-        if tie.target in targets and isinstance(tie.source, Ref):
-            link.forget()
-            withdraw(model, tie)
-            uninstall(module, tie.target[-1], read(module, tie.target[-1], link))
+    with Transaction(model):
+        for tie, module, link in list(entries(model)):
+            if tie.target in targets and isinstance(tie.source, Ref):
+                link.forget()
+                withdraw(model, tie)
+                uninstall(module, tie.target[-1], read(module, tie.target[-1], link))

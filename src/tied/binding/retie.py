@@ -15,6 +15,8 @@ from torch.nn import Parameter
 from tied.algebra import Address, Ref, address_of, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
+from tied.binding.commit.transaction import Transaction
+from tied.binding.computed_source import remember_attribute
 from tied.binding.followers.optimizers import Optimizers, let_go
 from tied.binding.late_reading import install, is_late
 from tied.binding.link import Link
@@ -24,6 +26,8 @@ from tied.binding.state_dict_hooks import check_winner
 from tied.binding.tie import declare, unwrapped
 from tied.errors import AddressError, ConflictError, during
 from tied.ledger import Tie, entries, lost
+
+Keep = Literal["source", "target"]
 
 
 class Mended(NamedTuple):
@@ -38,9 +42,7 @@ class Mended(NamedTuple):
         return f"{show_address(self.target)}: {self.found}; kept {self.kept}"
 
 
-def retie(
-    model: nn.Module, *, keep: Literal["source", "target"] | None = None, optimizer: Any = None
-) -> tuple[Mended, ...]:
+def retie(model: nn.Module, *, keep: Keep | None = None, optimizer: Any = None) -> tuple[Mended, ...]:
     """Put back what was cut from outside.
 
     Because a target reads its source at each access, most operations cannot cut a tie. What can: replacing the
@@ -72,13 +74,15 @@ def retie(
         optimizers = Optimizers(optimizer, model)
         overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
         replaced = list(_replaced(model))
-        mended = [_mend(entry, keep) for entry in overwritten]
-        mended += [_put_back(entry, keep) for entry in replaced]
-        for entry in overwritten:
-            _mend(entry, keep, optimizers)
-        for entry in replaced:
-            _put_back(entry, keep, optimizers)
-        optimizers.commit()
+        with Transaction(model) as undo:
+            mended = [_mend(entry, keep) for entry in overwritten]
+            mended += [_put_back(entry, keep) for entry in replaced]
+            for entry in overwritten:
+                _mend(entry, keep, undo, optimizers)
+            for entry in replaced:
+                _put_back(entry, keep, undo, optimizers)
+            undo.callback(optimizers.undo())
+            optimizers.commit()
         return tuple(mended)
 
 
@@ -111,16 +115,21 @@ def _is_its_source(tree: ModuleTree, slot: Slot, tie: Tie) -> bool:
     return source.owner is slot.owner and source.name == slot.name
 
 
-def _put_back(lost: Lost, keep: Literal["source", "target"] | None, act: Optimizers | None = None) -> Mended:
-    """Say what would be done for a tie; do it, where the optimizers that go along are given."""
+def _put_back(
+    lost: Lost, keep: Keep | None, undo: Transaction | None = None, optimizers: Optimizers | None = None
+) -> Mended:
+    """Say what would be done for a tie; do it, where there is a way back."""
     tree, tie = ModuleTree(lost.home), lost.tie
     target = tree.tensor_slot(tie.target).tensor.detach()
-    value = tie.source.value({a: tree.tensor_slot(a).tensor.detach() for a in tie.source.sources()})
+    sources = {address: tree.tensor_slot(address).tensor.detach() for address in tie.source.sources()}
+    value = tie.source.value(sources)
     same = value.shape == target.shape and agree(value, target, tie.source)
     if not same and keep is None:
         raise _undecided(tie)
-    if act is not None:
-        declare(lost.home, [tie], act, keep="source" if same else keep or "source", buffers=True)
+    if undo is not None:
+        for tensor in sources.values() if keep == "target" else ():
+            undo.keep(tensor)
+        declare(lost.home, [tie], optimizers, keep="source" if same else keep or "source", buffers=True)
     what = "its module was replaced"
     address = (*lost.path, *tie.target)
     return Mended(address, what if same else f"{what}, with other values", "both" if same else str(keep))
@@ -142,25 +151,31 @@ def _impostor(module: nn.Module, name: str) -> Tensor | None:
     return None
 
 
-def _mend(entry: tuple[Tie, nn.Module, Link], keep: str | None, act: Optimizers | None = None) -> Mended:
-    """Say what would be done for a tie; do it, where the optimizers that go along are given."""
+def _mend(
+    entry: tuple[Tie, nn.Module, Link],
+    keep: Keep | None,
+    undo: Transaction | None = None,
+    optimizers: Optimizers | None = None,
+) -> Mended:
+    """Say what would be done for a tie; do it, where there is a way back."""
     (tie, module, link), name = entry, entry[0].target[-1]
     impostor = _impostor(module, name)
     value = link.connect().read().detach()
     same = impostor is None or agree(value, impostor.detach(), link.expression)
     if not same and keep is None:
         raise _undecided(tie)
-    if act is not None:
-        if isinstance(impostor, Parameter):
+    if undo is not None:
+        if isinstance(impostor, Parameter) and optimizers is not None:
             sources = dict(zip(tie.source.sources(), link.tensors().values(), strict=True))
-            let_go(tie, impostor, sources, act, won=not same and keep == "target")
+            let_go(tie, impostor, sources, optimizers, won=not same and keep == "target")
         if not same and keep == "target":
             assert impostor is not None
+            for source in link.sources.values():
+                owner = source.find(link.home)
+                undo.callback(remember_attribute(owner, source.name) if owner is not None else int)
             link.write(impostor.detach())
-        if live_slots(module, name) is None:
-            for place in (module._parameters, module._buffers, module.__dict__):
-                place.pop(name, None)
         install(module, name, link)
+        module.__dict__.pop(name, None)
     what = "the class of its module was reset" if impostor is None else "a tensor of its own"
     return Mended(tie.target, what if same else f"{what}, with other values", "both" if same else str(keep))
 

@@ -40,11 +40,11 @@ def attend_target(module: nn.Module) -> None:
 
 
 def _hook(module: nn.Module, wanted: Callable[..., None]) -> None:
-    hooks = module._load_state_dict_pre_hooks
+    hooks: Any = module._load_state_dict_pre_hooks
     if not any(getattr(hook, "hook", None) is wanted for hook in hooks.values()):
         module.register_load_state_dict_pre_hook(wanted)
     for key in [key for key, hook in hooks.items() if getattr(hook, "hook", None) is load_live]:
-        hooks[key] = hooks.pop(key)  # what concerns a home comes first
+        hooks.move_to_end(key)  # what concerns a home comes first
 
 
 def reconcile_before(
@@ -100,8 +100,7 @@ def _assign(state: State, key: str, present: Any) -> None:
     """Put a value into the tensor that a slot shares, where torch would put another tensor into the slot alone."""
     value = state[key]
     if value is not present and isinstance(value, Tensor) and value.shape == present.shape and not present.is_meta:
-        with torch.no_grad():
-            present.copy_(value)
+        present.detach().copy_(value)
         state[key] = present
 
 

@@ -6,8 +6,7 @@ the model bit for bit as it was. Read next: `untie.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,11 +16,12 @@ from tied.algebra import Address, Expression, Ref, invert, project, show_address
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
+from tied.binding.commit.transaction import Transaction
 from tied.binding.equations import at_first_places, pair
 from tied.binding.followers.adapters import watch
 from tied.binding.followers.optimizers import Optimizers, let_go
-from tied.binding.followers.transformers_keys import enter, withdraw
-from tied.binding.late_reading import install, uninstall
+from tied.binding.followers.transformers_keys import enter
+from tied.binding.late_reading import install
 from tied.binding.link import Link
 from tied.binding.module_reference import plant
 from tied.binding.slots import ModuleTree, Slot, links
@@ -320,37 +320,34 @@ def _check_winners(
 
 
 def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor], optimizers: Optimizers) -> None:
-    """Write the values, install the links, tell the optimizers; undo everything if anything fails."""
-    with torch.no_grad(), ExitStack() as undo:
+    """Write the values, install the links, tell the optimizers; all or nothing."""
+    with Transaction(tree.model) as undo:
         prepared = [(each, tree.slot(each.target), *_link(tree.model, each)) for each in ties]
         for home in {id(home): home for *_, home in prepared}.values():
-            plant(home).known.update(home.modules())
+            known = plant(home).known
+            fresh = [module for module in home.modules() if module not in known]
+            undo.callback(known.difference_update, fresh)
+            known.update(fresh)
         names = dict[nn.Module, set[str]]()
         for _, slot, link, _ in prepared:
             names.setdefault(slot.owner, set[str]()).update(() if link.is_identity else (slot.name,))
         for address, value in values.items():
             tensor = tree.slot(address).tensor
-            undo.callback(tensor.copy_, tensor.clone())
-            tensor.copy_(value)
+            undo.keep(tensor)
+            tensor.detach().copy_(value)
         for each, slot, link, home in prepared:
             if slot.kind == "tied":
                 links(slot.owner)[slot.name].forget()
-            undo.callback(_restore, slot, links(slot.owner).get(slot.name), slot.tensor)
-            try:
-                install(slot.owner, slot.name, link, also=names[slot.owner])
-            except TypeError as error:
-                raise _immutable(slot, error) from error
+            _install(slot, link, names[slot.owner])
             link.remember()
             attend(home)
             if link.is_live:
-                undo.callback(withdraw, tree.model, each)
                 enter(tree.model, each)
             if slot.address[-2:-1] == ("base_layer",):
                 watch(tree.model.get_submodule(".".join(slot.address[:-2])))
         attend(tree.model)
         undo.callback(optimizers.undo())
         optimizers.commit()
-        undo.pop_all()
 
 
 def _link(model: nn.Module, tie: Tie) -> tuple[Link, nn.Module]:
@@ -366,14 +363,11 @@ def _link(model: nn.Module, tie: Tie) -> tuple[Link, nn.Module]:
     return link, home
 
 
-def _restore(slot: Slot, link: Link | None, tensor: Tensor) -> None:
-    if slot.name in links(slot.owner):
-        links(slot.owner)[slot.name].forget()
-    if link is not None:
-        install(slot.owner, slot.name, link)
-        link.remember()
-    elif slot.name in links(slot.owner):
-        uninstall(slot.owner, slot.name, tensor)
+def _install(slot: Slot, link: Link, also: Collection[str]) -> None:
+    try:
+        install(slot.owner, slot.name, link, also=also)
+    except TypeError as error:
+        raise _immutable(slot, error) from error
 
 
 def _immutable(slot: Slot, error: TypeError) -> TieError:

@@ -5,6 +5,7 @@ Owns: the way out of a tie. Read next: `retie.py`.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
+from tied.binding.commit.transaction import Transaction
 from tied.binding.followers.optimizers import Optimizers, take_up
 from tied.binding.followers.transformers_keys import leave
 from tied.binding.late_reading import is_late, read, uninstall
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree, links
 from tied.binding.tie import unwrapped
-from tied.errors import KindError, during
+from tied.errors import KindError, TieWarning, during
 from tied.ledger import Tie, entries
 
 
@@ -61,12 +63,16 @@ def untie(model: nn.Module, target: str | None = None, *, optimizer: Any = None)
         for (tie, _, link), tensor in zip(found, own, strict=True):
             take_up(tie, tensor, link, optimizers)
         last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
-        for (tie, module, link), tensor in zip(found, own, strict=True):
-            link.forget()
-            end, names = last[module]
-            uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
-        optimizers.commit()
-        leave(model, [tie for tie, _, _ in found])
+        with Transaction(model) as undo:
+            for (tie, module, link), tensor in zip(found, own, strict=True):
+                link.forget()
+                end, names = last[module]
+                uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
+            note = leave(model, [tie for tie, _, _ in found], undo)
+            undo.callback(optimizers.undo())
+            optimizers.commit()
+        if note:
+            warnings.warn(note, TieWarning, stacklevel=2)
         return tuple(tie for tie, _, _ in found)
 
 

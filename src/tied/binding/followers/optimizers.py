@@ -12,7 +12,7 @@ import gc
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +67,7 @@ class Optimizers:
         self._instead: dict[int, list[Named]] = {}
         self._added: dict[int, list[Named]] = {}
         self._states: list[tuple[Any, Tensor, dict[str, Any] | None]] = []
+        self.news: list[News] = []
 
     def replace(self, dropped: Tensor, expression: Expression, sources: Mapping[Address, Tensor], *, won: bool) -> None:
         """Let go of the Parameter of a target; a source that nobody steps takes its place.
@@ -109,7 +110,7 @@ class Optimizers:
             self._states.append((place.optimizer, new[0], known))
 
     def commit(self) -> None:
-        """Change the optimizers: their states, then their lists."""
+        """Change the optimizers: their states, then their lists; others hear of it when they step."""
         for optimizer, tensor, state in self._states:
             optimizer.state.pop(tensor, None)
             if state:
@@ -122,6 +123,7 @@ class Optimizers:
             if "param_names" in group:
                 group["param_names"][:] = [name for _, name in entries]
         self._instead, self._added, self._states = {}, {}, []
+        _tell_later(self.news)
 
     def undo(self) -> Callable[[], None]:
         """Return what brings the optimizers back to where they are now."""
@@ -131,6 +133,7 @@ class Optimizers:
         states = [(optimizer.state, dict(optimizer.state)) for optimizer in self.all]
 
         def back() -> None:
+            _forget(self.news)
             for held, before in lists:
                 held[:] = before
             for state, before in states:
@@ -205,7 +208,7 @@ def let_go(tie: Tie, dropped: Tensor, sources: Mapping[Address, Tensor], optimiz
     """Have optimizers let go of what a target held: those that were handed over, and others at their next step."""
     if isinstance(dropped, Parameter) and not any(dropped is source for source in sources.values()):
         optimizers.replace(dropped, tie.source, sources, won=won)
-        _tell_later(Dropped(dropped, str(tie), ()))
+        optimizers.news.append(Dropped(dropped, str(tie), ()))
 
 
 def take_up(tie: Tie, new: Tensor, link: Any, optimizers: Optimizers) -> None:
@@ -216,7 +219,7 @@ def take_up(tie: Tie, new: Tensor, link: Any, optimizers: Optimizers) -> None:
     if isinstance(new, Parameter) and optimizers.all:
         optimizers.add((new, name), link.expression, sources, near)
     elif isinstance(new, Parameter):
-        _tell_later(Made(new, name, near))
+        optimizers.news.append(Made(new, name, near))
 
 
 # -- optimizers that were not handed over -----------------------------------------------------------
@@ -227,7 +230,7 @@ class News:
 
     def __init__(self, tensor: Tensor, text: str, stepped: Iterable[Tensor]) -> None:
         """Remember the tensor as long as it lives; `stepped` are Parameters beside which it ought to be stepped."""
-        self.tensor, self.text = weakref.ref(tensor, lambda _: _forget(self)), text
+        self.tensor, self.text = weakref.ref(tensor), text
         self.stepped = [weakref.ref(each) for each in stepped]
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -280,16 +283,15 @@ _NEWS: list[News] = []
 _HOOK: list[Any] = []
 
 
-def _tell_later(news: News) -> None:
-    """Have optimizers that were not handed over hear of a Parameter at their next step."""
-    _NEWS.append(news)
-    if not _HOOK:
+def _tell_later(news: Iterable[News]) -> None:
+    """Have optimizers that were not handed over hear of Parameters at their next step."""
+    _NEWS[:] = [each for each in [*_NEWS, *news] if each.tensor() is not None]
+    if _NEWS and not _HOOK:
         _HOOK.append(register_optimizer_step_pre_hook(_at_step))
 
 
-def _forget(news: News) -> None:
-    if news in _NEWS:
-        _NEWS.remove(news)
+def _forget(news: Collection[News]) -> None:
+    _NEWS[:] = [each for each in _NEWS if each not in news and each.tensor() is not None]
     if not _NEWS and _HOOK:
         _HOOK.pop().remove()
 
@@ -297,17 +299,18 @@ def _forget(news: News) -> None:
 def _at_step(optimizer: Optimizer, _: Any, __: Any) -> None:
     if torch.compiler.is_compiling():
         return
+    _forget(())
     waiting = [news for news in _NEWS if optimizer not in news.seen]
     held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]} if waiting else set[int]()
     for news in waiting:
         message = news.message(held)
         if message is not None:
-            _forget(news)
+            _forget((news,))
             warnings.warn(message, TieWarning, stacklevel=3)
         elif not held & _ids(news):
             news.seen.add(optimizer)
         elif isinstance(news, Made) and id(news.tensor()) in held:
-            _forget(news)
+            _forget((news,))
 
 
 def _ids(news: News) -> set[int]:

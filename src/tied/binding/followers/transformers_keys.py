@@ -8,14 +8,13 @@ models are known by what they have. Read next: `binding/tie.py`.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from tied.algebra import Address, Ref
-from tied.errors import TieWarning
+from tied.binding.commit.transaction import Transaction
 from tied.ledger import Tie
 
 KEYS, EXPANDED, SWITCH = "_tied_weights_keys", "all_tied_weights_keys", "tie_word_embeddings"
@@ -40,11 +39,14 @@ def withdraw(model: nn.Module, tie: Tie) -> None:
             _forget(module, {(target, source)})
 
 
-def leave(model: nn.Module, undone: Iterable[Tie]) -> None:
+def leave(model: nn.Module, undone: Iterable[Tie], undo: Transaction) -> str:
     """Have all models of transformers around ties forget them; where nothing is left to tie, the configuration says so.
 
     transformers has one switch for all that a class ties. Where only some of it was untied, the switch stays on: then
-    `save_pretrained` stores both weights, and `from_pretrained` keeps them apart once they differ. A warning says so.
+    `save_pretrained` stores both weights, and `from_pretrained` keeps them apart once they differ.
+
+    Returns:
+        What has to be said of that; empty where it is not so.
     """
     still = list[str]()
     for tie in undone:
@@ -53,11 +55,11 @@ def leave(model: nn.Module, undone: Iterable[Tie]) -> None:
             _forget(module, {(target, source), (source, target)})
             left, switch = getattr(module, EXPANDED, None), getattr(module.config, SWITCH, False)
             if left == {} and getattr(type(module), KEYS, None) and switch:
+                undo.callback(setattr, module.config, SWITCH, True)
                 setattr(module.config, SWITCH, False)
             elif left and was_tied and switch and _is_declared(module, target):
                 still.append(f"{type(module).__name__}'s {target}")
-    if still:
-        warnings.warn(_tied_again(still), TieWarning, stacklevel=3)
+    return _tied_again(still) if still else ""
 
 
 def _is_declared(module: Any, target: str) -> bool:

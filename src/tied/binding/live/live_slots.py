@@ -187,10 +187,11 @@ class Live(dict[str, Tensor | None]):
         """Hand an entry over to late reading."""
         link, module = self.links[name], self.links[name].target()
         if module is not None and module.__dict__.get(self._kind) is self:  # and no clone of it
-            link.order = tuple(dict.keys(self))
-            self._forget(name)
-            dict.pop(self, name)
             self._late(module, name, link)
+            dict.pop(self, name)
+            self._forget(name)
+            if not self.links:
+                module.__dict__[self._kind] = dict(dict.items(self))
         return link.read() if is_read else None
 
     def _refuse_alone(self, name: str) -> None:
@@ -380,21 +381,3 @@ def live_slots(module: nn.Module, name: str) -> Live | None:
     """Return the slots in which an attribute of a module is live; None where it is not."""
     places = (module.__dict__["_parameters"], module.__dict__["_buffers"])
     return next((slots for slots in places if isinstance(slots, Live) and name in slots.links), None)
-
-
-def without(place: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the entries but one; live ones stay so."""
-    kept = {key: value for key, value in dict.items(place) if key != name}
-    return place.remade(kept) if isinstance(place, Live) else kept
-
-
-def with_entry(place: dict[str, Any], name: str, tensor: Tensor, order: tuple[str, ...]) -> dict[str, Any]:
-    """Return the entries and one more, where `order` has it; live ones stay so."""
-    entries = ordered({**dict(dict.items(place)), name: tensor}, order)
-    return place.remade(entries) if isinstance(place, Live) else entries
-
-
-def ordered(place: dict[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
-    """Return the entries in the order they had before anything was tied, newer ones last."""
-    ranks = {name: rank for rank, name in enumerate(order)}
-    return dict(sorted(place.items(), key=lambda item: ranks.get(item[0], len(order))))

@@ -20,16 +20,24 @@ from torch.nn.modules.module import (
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.hooks import RemovableHandle
 
-from tied.binding.followers.adapters import LIVING
+from tied.binding.followers.adapters import LIVING, notice_adapters
 from tied.binding.live.live_slots import Live, live_slots
 from tied.binding.live.states import is_same
 from tied.binding.refusals import not_pruned, not_set
+from tied.binding.target_tensor import refuse_registration
 from tied.ledger import PLANT
 from tied.sharding import is_sharded
 
 
+def listen() -> None:
+    """From now on see what is registered on modules: adapters around tied layers, values of ties, and live entries."""
+    notice_adapters()
+    refuse_registration()
+    _attend_registrations()
+
+
 @functools.cache
-def attend_registrations() -> tuple[RemovableHandle, ...]:
+def _attend_registrations() -> tuple[RemovableHandle, ...]:
     """From now on refuse to set live entries to other tensors, and notice what is put on sources, by torch's hooks."""
     registered: Any = _registered  # what it returns takes the place of the value
     return (

@@ -1,0 +1,112 @@
+"""Transactions: what modules were before a change, put back wherever an exception interrupts it.
+
+Owns: the one way back. Must not know what is changed, nor why. Read next: `binding/late_reading.py`.
+
+A change checks and prepares everything; then it acts inside of a transaction. Whatever leaves that block, an error or
+Ctrl-C at any line, leaves the modules as they were; and what is done after it changes nothing any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tied.binding.commit.readers import let_readers_pass
+from tied.ledger import PLANT, links
+
+SLOTS = ("_parameters", "_buffers")
+
+
+class Transaction:
+    """Put all modules of some models back as they were, if the block raises.
+
+    Classes, attributes, hooks, links and declarations come back as the very objects that they were. Of tensors, the
+    values do that were handed to `keep`.
+
+        with Transaction(model) as undo:
+            undo.keep(source)
+            source.detach().copy_(value)
+            install(module, name, link)
+    """
+
+    def __init__(self, *models: nn.Module) -> None:
+        """Remember the modules."""
+        modules = dict.fromkeys(module for model in models for module in model.modules())
+        self._undo = ExitStack()
+        self._undo.callback(torch.set_grad_enabled, torch.is_grad_enabled())  # no_grad() is left half way too
+        self._undo.callback(_restore, [_Before(module) for module in modules])
+
+    def __enter__(self) -> Transaction:
+        """Act from now on."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Undo, in reverse, where the block raised."""
+        if kind is not None:
+            self._undo.close()
+
+    def callback(self, step: Callable[..., object], *args: Any) -> None:
+        """Have one more step taken where the block raises."""
+        self._undo.callback(step, *args)
+
+    def keep(self, tensor: Tensor) -> None:
+        """Remember the values of a tensor."""
+        self.callback(tensor.detach().copy_, tensor.detach().clone())
+
+
+class _Before:
+    """One module as it was."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kind, self.held = module, type(module), dict(module.__dict__)
+        self.hooks = tuple(self.held.get("_load_state_dict_pre_hooks", ()))
+        self.links = [(vars(link), dict(vars(link))) for link in links(module).values()]
+        plant = self.held.get(PLANT)
+        self.declared = None if plant is None else (plant.declared, dict(plant.declared))
+
+    def restore(self) -> None:
+        """Put it back; what comes in is there before what goes out is gone."""
+        for now, was in [*self.links, *([self.declared] if self.declared else [])]:
+            _put_back(now, was)
+        hooks = self.held.get("_load_state_dict_pre_hooks", {})
+        for key in [key for key in hooks if key not in self.hooks]:
+            del hooks[key]
+        for key in self.hooks:
+            hooks.move_to_end(key)
+        steps = (self._restore_slots, self._restore_others, self._restore_class)
+        reads_more = _late_names(self.kind) > _late_names(type(self.module))
+        for step in reversed(steps) if reads_more else steps:
+            step()
+
+    def _restore_slots(self) -> None:
+        let_readers_pass()
+        self.module.__dict__.update({name: self.held[name] for name in SLOTS if name in self.held})
+
+    def _restore_others(self) -> None:
+        now = self.module.__dict__
+        _put_back(now, {**self.held, **{name: now[name] for name in SLOTS if name in now}})
+
+    def _restore_class(self) -> None:
+        if type(self.module) is not self.kind:
+            self.module.__class__ = self.kind  # type: ignore[assignment]
+
+
+def _restore(modules: list[_Before]) -> None:
+    for before in modules:
+        before.restore()
+
+
+def _late_names(kind: type[nn.Module]) -> frozenset[str]:
+    return getattr(kind, "_tied_names", frozenset())
+
+
+def _put_back(now: dict[str, Any], was: dict[str, Any]) -> None:
+    for key, value in was.items():
+        if key not in now or now[key] is not value:
+            now[key] = value
+    for key in now.keys() - was.keys():
+        del now[key]
