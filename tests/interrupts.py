@@ -111,6 +111,20 @@ def identities(model: nn.Module) -> list[tuple[object, ...]]:
     return rows
 
 
+def stepped(model: nn.Module) -> object:
+    """Return what an optimizer that stands in the model's attribute `optimizer` steps, and what it knows of it."""
+    optimizer = vars(model).get("optimizer")
+    if optimizer is None:
+        return None
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = [[names.get(id(p), "gone") for p in group["params"]] for group in optimizer.param_groups]
+    state = {
+        names.get(id(p), "gone"): (known["step"].item(), known["exp_avg"].tolist())
+        for p, known in optimizer.state.items()
+    }
+    return held, state
+
+
 def description(model: nn.Module, *inputs: Tensor) -> dict[str, object]:
     """Return what a model is, equal for two models that were built and changed alike."""
     found: dict[str, object] = {"ties": tied.ties(model), "gradients": torch.is_grad_enabled()}
@@ -130,6 +144,7 @@ def description(model: nn.Module, *inputs: Tensor) -> dict[str, object]:
             for name, t in named(remove_duplicate=False)
         ]
     found["state"] = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+    found["stepped"] = stepped(model)
     try:
         found["output"] = model(*inputs).tolist()
     except AttributeError as error:  # a class was reset, and reads nothing

@@ -162,6 +162,31 @@ BACK = [
 ]
 
 
+def stepped(*equations: tuple[str, str]) -> Callable[[Any], None]:
+    """Return what ties a model, and takes a step with an optimizer that stands in its attribute."""
+
+    def prepare(model: Any) -> None:
+        if equations:
+            tying(*equations)(model)
+        model.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        model(INPUTS).square().sum().backward()
+        model.optimizer.step()
+        model.optimizer.zero_grad()
+
+    return prepare
+
+
+def with_optimizer(act: Callable[..., object], *arguments: Any, **options: Any) -> Callable[[Any], object]:
+    return lambda model: act(model, *arguments, optimizer=model.optimizer, **options)
+
+
+OPTIMIZED = [
+    Call("tie with an optimizer", with_optimizer(tied.tie, dict([IDENTITY, TRANSPOSED])), stepped()),
+    Call("tie with an optimizer, keep the target", with_optimizer(tied.tie, *TRANSPOSED, keep="target"), stepped()),
+    Call("untie with an optimizer", with_optimizer(tied.untie), stepped(IDENTITY, TRANSPOSED)),
+]
+
+
 class Llama(nn.Module):
     """A model of transformers that shares embedding and head, and returns its logits."""
 
@@ -180,7 +205,7 @@ OF_TRANSFORMERS = [
     Call("adopt a model of transformers", tied.adopt, build=Llama, inputs=TOKENS),
     Call("untie a model of transformers", tied.untie, tied.adopt, build=Llama, inputs=TOKENS),
 ]
-CALLS = [*TIES, *BACK, *OF_TRANSFORMERS]
+CALLS = [*TIES, *BACK, *OPTIMIZED, *OF_TRANSFORMERS]
 
 
 def chosen(call: Call) -> list[int]:

@@ -6,6 +6,7 @@ Owns: the way out of a tie. Read next: `retie.py`.
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def untie(model: nn.Module, target: str | None = None, *, optimizer: Any = None)
         model = unwrapped(model)
         found = _selected(model, target)
         optimizers = Optimizers(optimizer, model)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
             own = [_own(link, read(module, tie.target[-1], link)) for tie, module, link in found]
         for (tie, _, link), tensor in zip(found, own, strict=True):
             take_up(tie, tensor, link, optimizers)

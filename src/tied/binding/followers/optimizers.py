@@ -163,8 +163,7 @@ def _moved(state: Mapping[str, Any], of: Tensor, move: Callable[[Tensor], Tensor
     moments = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.numel() > 1}
     if any(value.shape != of.shape for value in moments.values()):
         return {}
-    with torch.no_grad():
-        return {key: move(v).clone() if key in moments else copy.deepcopy(v) for key, v in state.items()}
+    return {key: move(v.detach()).clone() if key in moments else copy.deepcopy(v) for key, v in state.items()}
 
 
 def _refuse_fixed(optimizer: Any) -> None:
