@@ -17,7 +17,7 @@ from tied.algebra import Address, Expression, Ref, invert, parse, project, show_
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
-from tied.binding.adapters import watch
+from tied.binding.adapters import watch_around
 from tied.binding.equations import at_first_places, pair
 from tied.binding.late_reading import install, uninstall
 from tied.binding.link import Link
@@ -328,8 +328,7 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
             if link.is_live:
                 undo.callback(withdraw, tree.model, each)
                 enter(tree.model, each)
-            if slot.address[-2:-1] == ("base_layer",):
-                watch(tree.model.get_submodule(".".join(slot.address[:-2])))
+            watch_around(tree.model, (slot.address, *each.source.sources()))
         attend(tree.model)
         undo.pop_all()
 
