@@ -38,7 +38,7 @@ class Pair(nn.Module):
         self.kind, self.reads_tokens = kind, first is nn.Embedding
         self.a, self.b, self.c = first(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
         self.spare = Parameter(torch.rand(4, 4))
-        self.register_buffer("turned", TURNED.clone())
+        self.register_buffer("turned", torch.arange(15, -1, -1).reshape(4, 4))
         self.double()
 
     def hidden(self, x: Tensor) -> Tensor:
