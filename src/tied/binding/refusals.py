@@ -78,6 +78,16 @@ def on_meta(module: nn.Module, name: str, link: Link) -> SourceGoneError:
     )
 
 
+def hooked_by_layer(tool: str, tie: str) -> KindError:
+    """Refuse per-sample gradients by hooks on layers, where a layer computes with a weight that it does not hold."""
+    return KindError(
+        f"{tool} takes gradients from each layer for its own Parameters, and would miss uses of a tied weight.",
+        found=tie,
+        expected="ties of a weight as it is, which count as plain sharing does",
+        fix="torch.func.vmap(torch.func.grad(...)) over functional_call, which is right; or tied.untie(model) first",
+    )
+
+
 def where(module: nn.Module | None, name: str, link: Link) -> str:
     """Return the address of a tied attribute as seen from its home, or its class where there is none."""
     home = link.home.module if link.home is not None else None

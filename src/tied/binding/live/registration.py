@@ -20,11 +20,12 @@ from torch.nn.modules.module import (
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.hooks import RemovableHandle
 
+from tied.algebra import Expression
 from tied.binding.adapters import LIVING
 from tied.binding.live.live_slots import Live, live_slots
 from tied.binding.live.states import is_same
-from tied.binding.refusals import not_pruned, not_set
-from tied.ledger import PLANT
+from tied.binding.refusals import hooked_by_layer, not_pruned, not_set
+from tied.ledger import PLANT, links
 from tied.sharding import is_sharded
 
 
@@ -36,6 +37,7 @@ def attend_registrations() -> tuple[RemovableHandle, ...]:
         register_module_parameter_registration_hook(registered),
         register_module_buffer_registration_hook(registered),
         register_module_module_registration_hook(_notice_computed),
+        register_module_module_registration_hook(_refuse_hooks_on_layers),
     )
 
 
@@ -53,6 +55,18 @@ def _notice_computed(module: nn.Module, name: str, value: nn.Module | None) -> N
             names = [each for each, one in slots.links.items() if one is link] if isinstance(slots, Live) else []
             for each in names:
                 slots.is_in_accord(each)
+
+
+def _refuse_hooks_on_layers(around: nn.Module, name: str, model: nn.Module | None) -> None:
+    """Refuse to have Opacus hook the layers of a model, some of which compute with weights that others hold."""
+    if name == "_module" and model is not None and type(around).__module__.partition(".")[0] == "opacus":
+        late = [f"{n} = {link}" for m in model.modules() for n, link in _late(m)]
+        if late:
+            raise hooked_by_layer(type(around).__name__, late[0])
+
+
+def _late(module: nn.Module) -> list[tuple[str, Expression]]:
+    return [(name, link.expression) for name, link in links(module).items() if not link.is_live]
 
 
 def _refuse_another(module: nn.Module, name: str, value: Tensor | None) -> Tensor | None:
