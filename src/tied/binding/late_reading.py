@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from tied.binding.adapters import notice_adapters
+from tied.binding.late.recurrent import FlatWeights, drawing
 from tied.binding.link import Link
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots, ordered, with_entry, without
 from tied.binding.live.registration import attend_registrations
@@ -195,21 +196,8 @@ def _unlinked(module: nn.Module, name: str) -> Tensor:
     raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
 
 
-class LateRecurrent(Late):
-    """A late-reading LSTM, GRU or RNN: torch caches their weights in a list, which would go stale."""
-
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
-
-    def _init_flat_weights(self) -> None:
-        self.__dict__["_flat_weight_refs"] = []
-
-    def _weights_have_changed(self) -> bool:
-        return False
-
-    def flatten_parameters(self) -> None:
-        """Do nothing: another module owns the memory."""
+class LateRecurrent(FlatWeights, Late):
+    """A late-reading LSTM, GRU or RNN."""
 
 
 Classes = WeakValueDictionary[frozenset[str], type[nn.Module]]
@@ -226,7 +214,7 @@ def _made(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
     mixin = LateRecurrent if issubclass(base, nn.RNNBase) else Late
     body: dict[str, Any] = {name: _attribute(name) for name in names}
     body |= {"_tied_base": base, "_tied_names": names, "__module__": base.__module__, "__doc__": base.__doc__}
-    body["__qualname__"] = base.__qualname__
+    body |= {"__qualname__": base.__qualname__, **drawing(base)}
     return cast("type[nn.Module]", type(base.__name__, (mixin, base), body))
 
 
