@@ -4,12 +4,13 @@ Each `Tool` is tried on a tied model and on its oracle. Both go through the same
 same, or the tied model raises an error of ours.
 """
 
-from battery import adapters, changes, copies, counting, devices, graphs, training
+from battery import adapters, changes, copies, counting, devices, graphs, parts, training
 from battery.subjects import TIES as TIES, Subject as Subject
 from battery.tool import Tool as Tool
 
 TOOLS = [
     *copies.TOOLS,
+    *parts.TOOLS,
     *training.TOOLS,
     *changes.TOOLS,
     *graphs.TOOLS,

@@ -24,7 +24,7 @@ from tied.binding.adapters import notice_adapters
 from tied.binding.late.recurrent import FlatWeights, drawing
 from tied.binding.link import Link
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots, ordered, with_entry, without
-from tied.binding.live.registration import attend_registrations
+from tied.binding.live.registration import PARTED, attend_registrations
 from tied.binding.live.shown import Shown
 from tied.binding.refusals import cloned, not_pruned, not_set, on_meta
 from tied.binding.slots import LINKS, links
@@ -373,9 +373,11 @@ def settle(module: nn.Module, name: str, link: Link) -> None:
     value = link.own_value().detach().clone(memory_format=torch.contiguous_format)
     needs = any(tensor.requires_grad for tensor in link.kept.values())
     uninstall(module, name, Parameter(value, requires_grad=needs))
+    PARTED[module] = f"{name} = {link.expression}"
 
     def retry() -> None:
         if link.can_connect and name not in links(module):
+            PARTED.pop(module, None)
             install(module, name, link.connect())
 
     link.when_found(retry)

@@ -88,6 +88,16 @@ def hooked_by_layer(tool: str, tie: str) -> KindError:
     )
 
 
+def averaged_in_part(tie: str) -> KindError:
+    """Refuse to average a part of a model that reads a source outside of it."""
+    return KindError(
+        "An average of this part would go astray: its copy has the weight as one Parameter more.",
+        found=f"AveragedModel of a part with {tie}",
+        expected="a model that holds both ends of its ties",
+        fix="average the model: AveragedModel(model), whose part then is the average; or tied.untie(model) first",
+    )
+
+
 def where(module: nn.Module | None, name: str, link: Link) -> str:
     """Return the address of a tied attribute as seen from its home, or its class where there is none."""
     home = link.home.module if link.home is not None else None

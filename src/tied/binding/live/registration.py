@@ -1,6 +1,7 @@
 """What is registered on modules, as torch's hooks report it: tensors at live slots, and what makes a source computed.
 
-Owns: the refusal of another tensor at a live slot, which torch would put there in silence. Must not know how a slot
+Owns: the refusal of another tensor at a live slot, which torch would put there in silence, and of tools around a model
+that would take a layer for all that it computes with. Must not know how a slot
 is judged. Read next: `binding/late_reading.py`.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
@@ -18,15 +20,18 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from tied.algebra import Expression
 from tied.binding.adapters import LIVING
 from tied.binding.live.live_slots import Live, live_slots
 from tied.binding.live.states import is_same
-from tied.binding.refusals import hooked_by_layer, not_pruned, not_set
+from tied.binding.refusals import averaged_in_part, hooked_by_layer, not_pruned, not_set
 from tied.ledger import PLANT, links
 from tied.sharding import is_sharded
+
+PARTED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # copies without their sources, and what these read
 
 
 @functools.cache
@@ -38,6 +43,7 @@ def attend_registrations() -> tuple[RemovableHandle, ...]:
         register_module_buffer_registration_hook(registered),
         register_module_module_registration_hook(_notice_computed),
         register_module_module_registration_hook(_refuse_hooks_on_layers),
+        register_module_module_registration_hook(_refuse_average_of_part),
     )
 
 
@@ -63,6 +69,14 @@ def _refuse_hooks_on_layers(around: nn.Module, name: str, model: nn.Module | Non
         late = [f"{n} = {link}" for m in model.modules() for n, link in _late(m)]
         if late:
             raise hooked_by_layer(type(around).__name__, late[0])
+
+
+def _refuse_average_of_part(around: nn.Module, name: str, copied: nn.Module | None) -> None:
+    """Refuse to have torch average a part that reads what is not in it: only its copy has the weight as a Parameter."""
+    if name == "module" and copied is not None and isinstance(around, AveragedModel):
+        parted = [PARTED[module] for module in copied.modules() if module in PARTED]
+        if parted:
+            raise averaged_in_part(parted[0])
 
 
 def _late(module: nn.Module) -> list[tuple[str, Expression]]:
