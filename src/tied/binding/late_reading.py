@@ -15,6 +15,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
+import torch.fx._symbolic_trace as symbolic_trace
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
@@ -22,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tied.binding.adapters import notice_adapters
 from tied.binding.late.recurrent import FlatWeights, drawing
+from tied.binding.late.tracing import traced
 from tied.binding.link import Link
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots, ordered, with_entry, without
 from tied.binding.live.registration import PARTED, attend_registrations
@@ -168,6 +170,8 @@ def _attribute(name: str) -> property:
             return _unlinked(module, name)
         if link.target() is not module:
             raise cloned(module, name, link)
+        if symbolic_trace._is_fx_tracing_flag:
+            return traced(link)
         value = link.read()
         if link.waits and not is_dynamo_compiling():
             _come_forward(module, name, link)

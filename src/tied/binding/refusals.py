@@ -98,6 +98,16 @@ def averaged_in_part(tie: str) -> KindError:
     )
 
 
+def copied_in_part(tie: str) -> KindError:
+    """Refuse to copy a graph that does not hold all that a tied weight in it is computed from."""
+    return KindError(
+        "A copy of this graph would train apart: the graph does not hold all that a tied weight is computed from.",
+        found=f"a layer with {tie}",
+        expected="a graph that holds every source of its ties",
+        fix="copy the model, and trace the copy; or call tied.untie(model) first",
+    )
+
+
 def where(module: nn.Module | None, name: str, link: Link) -> str:
     """Return the address of a tied attribute as seen from its home, or its class where there is none."""
     home = link.home.module if link.home is not None else None

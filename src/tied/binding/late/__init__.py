@@ -1,5 +1,5 @@
-"""What late reading needs to know of single kinds of modules.
+"""What late reading does in special cases: recurrent modules, symbolic tracing.
 
-Owns: what torch's recurrent modules do with their weights beside reading them. Must not know links, nor how a weight
-is computed. Read next: `binding/late_reading.py`.
+Owns: what torch's recurrent modules do with their weights beside reading them, and what a symbolic tracer is shown.
+Must not change modules, nor decide what is tied to what. Read next: `binding/late_reading.py`.
 """

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.fx import GraphModule
 from torch.nn import Parameter
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -27,7 +28,7 @@ from tied.algebra import Expression
 from tied.binding.adapters import LIVING
 from tied.binding.live.live_slots import Live, live_slots
 from tied.binding.live.states import is_same
-from tied.binding.refusals import averaged_in_part, hooked_by_layer, not_pruned, not_set
+from tied.binding.refusals import averaged_in_part, copied_in_part, hooked_by_layer, not_pruned, not_set
 from tied.ledger import PLANT, links
 from tied.sharding import is_sharded
 
@@ -43,7 +44,7 @@ def attend_registrations() -> tuple[RemovableHandle, ...]:
         register_module_buffer_registration_hook(registered),
         register_module_module_registration_hook(_notice_computed),
         register_module_module_registration_hook(_refuse_hooks_on_layers),
-        register_module_module_registration_hook(_refuse_average_of_part),
+        register_module_module_registration_hook(_refuse_copies_of_parts),
     )
 
 
@@ -71,12 +72,13 @@ def _refuse_hooks_on_layers(around: nn.Module, name: str, model: nn.Module | Non
             raise hooked_by_layer(type(around).__name__, late[0])
 
 
-def _refuse_average_of_part(around: nn.Module, name: str, copied: nn.Module | None) -> None:
-    """Refuse to have torch average a part that reads what is not in it: only its copy has the weight as a Parameter."""
-    if name == "module" and copied is not None and isinstance(around, AveragedModel):
+def _refuse_copies_of_parts(around: nn.Module, name: str, copied: nn.Module | None) -> None:
+    """Refuse what torch does with the copy of a part, where only the copy has a tied weight as a Parameter."""
+    is_average = name == "module" and isinstance(around, AveragedModel)
+    if copied is not None and (is_average or isinstance(around, GraphModule) or type(around) is nn.Module):
         parted = [PARTED[module] for module in copied.modules() if module in PARTED]
         if parted:
-            raise averaged_in_part(parted[0])
+            raise averaged_in_part(parted[0]) if is_average else copied_in_part(parted[0])
 
 
 def _late(module: nn.Module) -> list[tuple[str, Expression]]:
