@@ -23,7 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tied.binding.adapters import notice_adapters
 from tied.binding.late.recurrent import FlatWeights, drawing
-from tied.binding.late.tracing import traced
+from tied.binding.late.tracing import is_symbolic, traced
 from tied.binding.link import Link
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots, ordered, with_entry, without
 from tied.binding.live.registration import PARTED, attend_registrations
@@ -170,7 +170,7 @@ def _attribute(name: str) -> property:
             return _unlinked(module, name)
         if link.target() is not module:
             raise cloned(module, name, link)
-        if symbolic_trace._is_fx_tracing_flag:
+        if symbolic_trace._is_fx_tracing_flag and is_symbolic():
             return traced(link)
         value = link.read()
         if link.waits and not is_dynamo_compiling():

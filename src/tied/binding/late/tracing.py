@@ -7,6 +7,7 @@ change modules. Read next: `binding/late_reading.py`.
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 from torch.fx import Proxy
@@ -14,6 +15,12 @@ from torch.fx import Proxy
 from tied.algebra import Address, Expression, parse, show_address
 from tied.binding.link import Link
 from tied.errors import KindError
+
+
+def is_symbolic() -> bool:
+    """Tell whether the tracer at work shows Proxies in place of tensors, as `make_fx` and `torch.export` do not."""
+    by_dispatch = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return by_dispatch is None or by_dispatch.get_proxy_mode() is None
 
 
 def traced(link: Link) -> Any:
