@@ -1,13 +1,18 @@
 """Tools that call a model as a function, and those that train it."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
-from battery.subjects import by_hand, inputs
-from battery.tool import Tool, trained
+from battery.subjects import (
+    ByHand,
+    by_hand,
+    inputs,
+)
+from battery.tool import Act, Tool, quietly, trained
 
 
 def called_with(model: nn.Module) -> Tensor:
@@ -69,6 +74,58 @@ def as_one_vector(model: nn.Module) -> Tensor:
     return model(inputs()).detach()
 
 
+def at_the_target(act: Callable[[Tensor], object]) -> Act:
+    """Do something to what the target's slot holds, as tools do that were given a layer; then train."""
+
+    def done(model: nn.Module) -> list[Tensor]:
+        if isinstance(model, ByHand):  # its layer has no weight
+            raise NotImplementedError
+        model(inputs()).square().sum().backward()
+        act(model.b.weight)
+        gradient = model.a.weight.grad.clone()
+        model(inputs()).square().sum().backward()
+        return [gradient, model.a.weight.grad.clone(), trained(model)]
+
+    return done
+
+
+def clipped_at_the_target(model: nn.Module) -> list[Tensor]:
+    """Clip the gradient of the target alone: its source's, where it is a view; a computed one has none of its own."""
+    model(inputs()).square().sum().backward()
+    if not isinstance(model, ByHand):
+        norm = nn.utils.clip_grad_norm_([model.b.weight], 0.01)
+    elif model.kind == "transposed":
+        norm = nn.utils.clip_grad_norm_([model.a.weight], 0.01)
+    else:
+        norm = torch.tensor(0.0)
+    return [norm, model.a.weight.grad.clone()]
+
+
+def assigned(weight: Tensor) -> None:
+    weight.grad = torch.ones_like(weight)
+
+
+def doubled(parameter: Tensor) -> None:
+    parameter.grad.mul_(2)
+
+
+def stepped(weight: Tensor) -> None:
+    torch.optim.SGD([weight], lr=0.1).step()
+
+
+def differentiated(model: nn.Module) -> Tensor:
+    if isinstance(model, ByHand):
+        raise NotImplementedError
+    return torch.autograd.grad(model(inputs()).square().sum(), model.b.weight)[0]
+
+
+def with_norms(model: nn.Module) -> list[Tensor]:
+    """Clip by value, and tell the norm of each layer's gradient, as loggers do."""
+    model(inputs()).square().sum().backward()
+    nn.utils.clip_grad_value_(model.parameters(), 0.1)
+    return [p.grad.norm() for p in model.parameters() if p.grad is not None]
+
+
 TOOLS = [
     Tool("functions", "`functional_call`", called_with),
     Tool("functions", "`vmap` over an ensemble", ensemble),
@@ -80,4 +137,16 @@ TOOLS = [
     Tool("training", "`clip_grad_norm_`", clipped),
     Tool("training", "an optimizer's state dict", resumed),
     Tool("training", "`parameters_to_vector` and back", as_one_vector),
+    Tool("training", "clipping by value, norms of gradients", with_norms),
+    Tool("training", "`.grad = ...` of the target", at_the_target(assigned)),
+    Tool("training", "`register_hook` on the target", at_the_target(lambda w: w.register_hook(lambda g: 2 * g))),
+    Tool(
+        "training",
+        "`register_post_accumulate_grad_hook` on it",
+        at_the_target(lambda w: w.register_post_accumulate_grad_hook(doubled)),
+        foreign="torch's `RuntimeError`",
+    ),
+    Tool("training", "an optimizer of the target alone", at_the_target(stepped), foreign="torch's `ValueError`"),
+    Tool("training", "`torch.autograd.grad` for the target", differentiated, foreign="torch's `RuntimeError`"),
+    Tool("training", "`clip_grad_norm_` of the target alone", quietly(clipped_at_the_target)),
 ]
