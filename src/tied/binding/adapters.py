@@ -77,8 +77,9 @@ def _is_shared(layer: Any, link: Any) -> bool:
         return False
     if link.identity_name != "weight":
         return True
-    if layer.tied_adapter is not None:
-        return layer.tied_adapter.get_base_layer() is link.identity_owner()
+    known = getattr(layer, "tied_adapter", None)
+    if known is not None:
+        return known.get_base_layer() is link.identity_owner()
     others = (module for module in home.modules() if getattr(module, "tied_adapter", None) is layer)
     return link.target() in [other.get_base_layer() for other in others]
 
