@@ -1,7 +1,6 @@
 """Tools that make a graph of a model."""
 
 import copy
-import gc
 import pickle
 
 import torch
@@ -116,9 +115,8 @@ def features(model: nn.Module) -> list[Tensor]:
     cut.graph.eliminate_dead_code()
     cut.delete_all_unused_submodules()
     cut.recompile()
-    found = [cut(inputs()).detach()]
     del model
-    gc.collect()
+    found = [cut(inputs()).detach()]
     with torch.no_grad():
         cut.get_parameter("a.weight").mul_(0.5)
     return [*found, cut(inputs()).detach(), trained(cut)]

@@ -47,8 +47,15 @@ CONFIGS: dict[str, Configured] = {
     ),
 }
 IDS = torch.tensor([[1, 5, 7, 9, 3]])
+FAST = {"LoRA, both", "LoRA, both, ensured", "tokens", "LoRA and tokens", "LoRA and tokens, ensured", "saved, both"}
+
+
+def is_fast(model: str, config: str) -> bool:
+    return model == "LlamaForCausalLM" and config in FAST
+
+
 CASES = [
-    pytest.param(model, config, marks=() if model == "LlamaForCausalLM" else pytest.mark.slow, id=f"{model} {config}")
+    pytest.param(model, config, marks=() if is_fast(model, config) else pytest.mark.slow, id=f"{model} {config}")
     for model in MODELS
     for config in CONFIGS
 ]
