@@ -98,7 +98,7 @@ def _group(module: nn.Module, path: Path, key: Any) -> object:
     found: object = None
     step: nn.Module | None = module
     for segment in (None, *path):
-        step = step if segment is None or step is None else step._modules.get(segment)
+        step = step if segment is None or step is None else step.__dict__.get("_modules", {}).get(segment)
         states = step.__dict__.get(key) if step is not None else None
         found = next(iter(states.values())) if states else found
     return found

@@ -135,7 +135,8 @@ def test_what_has_no_closed_form_is_named() -> None:
         "The nearest source of 'w + v' has no closed form.\n"
         "  found:    a sum, a product or a bend of parameters\n"
         "  expected: a transform that moves or scales entries\n"
-        '  fix:      keep the source: keep="source"\n'
+        '  fix:      keep="source"; or, where a target was written to: write to its sources, or tie after '
+        "initialization\n"
         "The model was not changed."
     )
 

@@ -28,6 +28,8 @@ def sources(model: nn.Module) -> list[Tensor]:
 
 def autoencoder(source: str = "encoder.weight.T") -> nn.Module:
     model = nn.ModuleDict({"encoder": nn.Linear(6, 4), "decoder": nn.Linear(4, 6)})
+    if "delta" in source:
+        model.delta = nn.Parameter(torch.zeros(6, 4))
     tied.tie(model, "decoder.weight", source)
     return model
 
@@ -261,3 +263,42 @@ def test_a_gradient_cannot_be_assigned_to_a_value(source: str) -> None:
         "  fix:      set .grad of the source\n"
         "The model was not changed."
     )
+
+
+@pytest.mark.parametrize("source", ["encoder.weight.T", "2 * encoder.weight.T"])
+def test_an_attribute_that_would_be_lost_is_refused(source: str) -> None:
+    """As libraries for per-sample gradients set `grad_sample`, and others `no_decay`."""
+    model = autoencoder(source)
+    with pytest.raises(tied.KindError) as error:
+        model["decoder"].weight.grad_sample = torch.zeros(1)
+    assert str(error.value) == (
+        "An attribute that is set on a tied weight would be lost: every read of it is a new tensor.\n"
+        "  found:    '.grad_sample', set on the value of a tie\n"
+        "  expected: a tensor that stays, such as the source\n"
+        "  fix:      set '.grad_sample' on the source; or tied.untie(model) first, where a library does this for each "
+        "layer\n"
+        "The model was not changed."
+    )
+    model["encoder"].weight.grad_sample = 1
+    assert model["decoder"].weight.grad_sample == 1
+    tied.untie(model)
+    model["decoder"].weight.grad_sample = 2
+    assert model["decoder"].weight.grad_sample == 2
+
+
+def test_marks_of_the_sources_are_seen_through_a_target_where_they_agree() -> None:
+    model = autoencoder("encoder.weight.T + delta")
+    for parameter, mark in ((model["encoder"].weight, True), (model.delta, False)):
+        assert not hasattr(model["decoder"].weight, "no_decay")
+        parameter.no_decay = mark
+    assert not hasattr(model["decoder"].weight, "no_decay")
+    model.delta.no_decay = True
+    assert model["decoder"].weight.no_decay is True
+
+
+@pytest.mark.parametrize("source", ["2 * encoder.weight.T", "encoder.weight.T + delta"])
+def test_a_write_on_the_meta_device_writes_nothing(source: str) -> None:
+    model = autoencoder(source).to("meta")
+    with torch.no_grad():
+        nn.init.normal_(model["decoder"].weight)
+    assert model["encoder"].weight.is_meta

@@ -5,6 +5,7 @@ here, so that a read of the original would be seen. An identity is right, as in 
 """
 
 import copy
+import importlib
 import pickle
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrizations
 
 import tied
 
@@ -137,3 +139,16 @@ def test_python_s_own_copies_read_their_own_source(how: str, kind: str) -> None:
     part = copy.copy(twin.b)  # reads by a link of its own, that the original's end does not cut
     tied.untie(twin)
     assert torch.equal(part.weight, TIES[kind][1](twin.a.weight))
+
+
+def test_a_copy_that_failed_half_way_breaks_no_other_model() -> None:
+    """Whoever keeps the error keeps a half-made model, whose links are asked whenever a source may become computed."""
+    importlib.import_module("torch.distributed._composable.contract")  # what FSDP2 loads
+    broken = Model("identity")
+    broken.extra = torch.ones(1, requires_grad=True) * 2  # which torch does not copy
+    with pytest.raises(RuntimeError, match="deepcopy") as kept:
+        copy.deepcopy(broken)
+    model = Model("identity")
+    parametrizations.weight_norm(model.a)
+    assert torch.equal(model.b.weight, model.a.weight)
+    assert kept.value is not None

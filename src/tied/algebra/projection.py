@@ -111,7 +111,7 @@ def _need_sparse(expression: Expression, fixed: Collection[Address]) -> None:
             f"The nearest source of '{expression}' has no closed form.",
             found="a sum, a product or a bend of parameters",
             expected="a transform that moves or scales entries",
-            fix='keep the source: keep="source"',
+            fix='keep="source"; or, where a target was written to: write to its sources, or tie after initialization',
         )
 
 

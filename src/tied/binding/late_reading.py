@@ -15,6 +15,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
+import torch.fx._symbolic_trace as symbolic_trace
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
@@ -22,10 +23,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tied.binding.commit.readers import let_readers_pass
 from tied.binding.followers.parameter_marks import Marks
+from tied.binding.late.recurrent import FlatWeights, drawing
+from tied.binding.late.tracing import is_symbolic, traced
 from tied.binding.link import Link
 from tied.binding.live.entries import ordered, with_entry, without
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots
-from tied.binding.live.registration import listen
+from tied.binding.live.registration import PARTED, listen
 from tied.binding.live.shown import Shown
 from tied.binding.refusals import cloned, not_pruned, not_set, on_meta
 from tied.binding.slots import LINKS, links
@@ -161,6 +164,8 @@ def _attribute(name: str) -> property:
             return _unlinked(module, name)
         if link.target() is not module:
             raise cloned(module, name, link)
+        if symbolic_trace._is_fx_tracing_flag and is_symbolic():
+            return traced(link)
         value = link.read()
         if link.waits and not is_dynamo_compiling():
             _come_forward(module, name, link)
@@ -191,22 +196,8 @@ def _unlinked(module: nn.Module, name: str) -> Tensor:
     raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
 
 
-class LateRecurrent(Late):
-    """A late-reading LSTM, GRU or RNN: torch caches their weights in a list, which would go stale."""
-
-    def _gathered(self) -> list[Tensor | None]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
-
-    _flat_weights = property(_gathered, lambda self, weights: None)  # which a thread may be about to set
-
-    def _init_flat_weights(self) -> None:
-        self.__dict__["_flat_weight_refs"] = [None] * len(self._flat_weights_names)  # type: ignore[attr-defined]
-
-    def _weights_have_changed(self) -> bool:
-        return False
-
-    def flatten_parameters(self) -> None:
-        """Do nothing: another module owns the memory."""
+class LateRecurrent(FlatWeights, Late):
+    """A late-reading LSTM, GRU or RNN."""
 
 
 Classes = WeakValueDictionary[frozenset[str], type[nn.Module]]
@@ -223,7 +214,7 @@ def _made(base: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
     mixin = LateRecurrent if issubclass(base, nn.RNNBase) else Late
     body: dict[str, Any] = {name: _attribute(name) for name in names}
     body |= {"_tied_base": base, "_tied_names": names, "__module__": base.__module__, "__doc__": base.__doc__}
-    body["__qualname__"] = base.__qualname__
+    body |= {"__qualname__": base.__qualname__, **drawing(base)}
     return cast("type[nn.Module]", type(base.__name__, (mixin, base), body))
 
 
@@ -385,9 +376,11 @@ def settle(module: nn.Module, name: str, link: Link) -> None:
     value = link.own_value().detach().clone(memory_format=torch.contiguous_format)
     needs = any(tensor.requires_grad for tensor in link.kept.values())
     uninstall(module, name, Parameter(value, requires_grad=needs))
+    PARTED[module] = f"{name} = {link.expression}"
 
     def retry() -> None:
         if link.can_connect and name not in links(module):
+            PARTED.pop(module, None)
             install(module, name, link.connect())
 
     link.when_found(retry)

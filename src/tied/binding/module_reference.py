@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
 from torch import nn
+from torch.nn import Parameter
 
 from tied.algebra import Address
 from tied.ledger import PLANT as PLANT, declared as declared
@@ -80,6 +81,8 @@ class Plant:
         self.anchor, self.declared = anchor, dict(declared or {})
         self.known: WeakSet[nn.Module] = WeakSet(known)
         self._replaced: WeakValueDictionary[Address, nn.Module] = WeakValueDictionary()
+        self._originals: tuple[Anchor, ...] = ()
+        self._copied: WeakValueDictionary[str, Parameter] = WeakValueDictionary()
         anchor.fill(module)
 
     def is_new(self, module: nn.Module, path: Address) -> bool:
@@ -89,18 +92,36 @@ class Plant:
             self._replaced[path] = module
         return self._replaced.get(path) is module
 
+    def is_remade_from(self, original: Anchor, name: str) -> bool:
+        """Tell whether the module is a copy of another, and its Parameter was replaced after it had been copied."""
+        module = self.anchor.module
+        present = module._parameters.get(name) if module is not None else None
+        return original in self._originals and present is not None and present is not self._copied.get(name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Plant | None:
         """Fill the copied anchor with the copied module."""
-        module = memo.get(id(self.anchor.module))
-        if module is None:
+        original = self.anchor.module
+        module = memo.get(id(original))
+        if module is None or original is None:
             return None
         known = [twin for old in self.known if (twin := memo.get(id(old))) is not None]
-        return Plant(copy.deepcopy(self.anchor, memo), module, self.declared, known)
+        plant = Plant(copy.deepcopy(self.anchor, memo), module, self.declared, known)
+        plant._originals = (*self._originals, self.anchor)
+        for name, parameter in dict.items(original._parameters):
+            if (copied := memo.get(id(parameter))) is not None:
+                plant._copied[name] = copied
+        return plant
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle together with the module that carries it."""
         module = self.anchor.module
         return (Anchor, ()) if module is None else (Plant, (self.anchor, module, self.declared, list(self.known)))
+
+
+def is_remade(module: nn.Module, original: Anchor, name: str) -> bool:
+    """Tell whether a module was made of a copy of another, for the one use of the copy: a fused batch norm, say."""
+    found = module.__dict__.get(PLANT)
+    return isinstance(found, Plant) and found.anchor.module is module and found.is_remade_from(original, name)
 
 
 def anchor(module: nn.Module) -> Anchor:

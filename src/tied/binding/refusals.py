@@ -78,6 +78,36 @@ def on_meta(module: nn.Module, name: str, link: Link) -> SourceGoneError:
     )
 
 
+def hooked_by_layer(tool: str, tie: str) -> KindError:
+    """Refuse per-sample gradients by hooks on layers, where a layer computes with a weight that it does not hold."""
+    return KindError(
+        f"{tool} takes gradients from each layer for its own Parameters, and would miss uses of a tied weight.",
+        found=tie,
+        expected="ties of a weight as it is, which count as plain sharing does",
+        fix="torch.func.vmap(torch.func.grad(...)) over functional_call, which is right; or tied.untie(model) first",
+    )
+
+
+def averaged_in_part(tie: str) -> KindError:
+    """Refuse to average a part of a model that reads a source outside of it."""
+    return KindError(
+        "An average of this part would go astray: its copy has the weight as one Parameter more.",
+        found=f"AveragedModel of a part with {tie}",
+        expected="a model that holds both ends of its ties",
+        fix="average the model: AveragedModel(model), whose part then is the average; or tied.untie(model) first",
+    )
+
+
+def copied_in_part(tie: str) -> KindError:
+    """Refuse to copy a graph that does not hold all that a tied weight in it is computed from."""
+    return KindError(
+        "A copy of this graph would train apart: the graph does not hold all that a tied weight is computed from.",
+        found=f"a layer with {tie}",
+        expected="a graph that holds every source of its ties",
+        fix="copy the model, and trace the copy; or call tied.untie(model) first",
+    )
+
+
 def where(module: nn.Module | None, name: str, link: Link) -> str:
     """Return the address of a tied attribute as seen from its home, or its class where there is none."""
     home = link.home.module if link.home is not None else None

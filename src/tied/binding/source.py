@@ -4,7 +4,8 @@ Owns: the owner rule. Must not read tensors, nor change modules. Read next: `lin
 
 The owner of a source is known as a module, and by its address from the home of the tie. While it is in the home it is
 followed, wherever it stands: inserted before, wrapped, moved. A stranger in its place, which was not in the home when
-the tie was declared, has replaced it, and is followed. When it left, and what is at its address was always there, the
+the tie was declared, has replaced it, and is followed; except a copy of the owner whose tensor was then replaced, which
+is for the one use of that copy (a fused batch norm). When it left, and what is at its address was always there, the
 source is gone: a tie never reads an unrelated layer. It is held weakly, so that nobody trains what no model holds.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from tied.algebra import Address, address_of, show_address
-from tied.binding.module_reference import Anchor, anchor, plant
+from tied.binding.module_reference import Anchor, anchor, is_remade, plant
 from tied.errors import KindError, SourceGoneError
 from tied.ledger import links, module_at
 
@@ -107,6 +108,7 @@ class Source:
             found is not None
             and not self.has_left
             and is_held(found, self.name)
+            and not is_remade(found, self.mark, self.name)
             and plant(home).is_new(found, self.path)
         ):
             self.owner, self.mark = found, anchor(found)

@@ -10,7 +10,7 @@ which an in-place write must not vanish. Must not change modules. Read next: `li
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -37,6 +37,10 @@ class Origin(Protocol):
 
     def gradient(self) -> Tensor | None:
         """Return the gradients of the sources, seen as the target sees their values."""
+
+    def tensors(self) -> Mapping[Any, Tensor]:
+        """Read every source once, as it is."""
+        ...
 
 
 class Target(Tensor):
@@ -91,6 +95,29 @@ class Target(Tensor):
     def grad(self, value: Tensor | None) -> NoReturn:  # pyright: ignore[reportIncompatibleVariableOverride]
         raise _not_assigned()
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what other libraries keep on the sources (`_is_hf_initialized`, `no_decay`), where all of them agree.
+
+        Raises:
+            AttributeError: they do not, or have nothing of this name.
+        """
+        origin = None if name[:2] == "__" else self.__dict__.get("_origin")
+        sources = [] if origin is None else [t for t in origin.tensors().values() if isinstance(t, nn.Parameter)]
+        marks = [vars(source)[name] for source in sources if name in vars(source)]
+        if not marks or len(marks) < len(sources) or any(mark is not marks[0] for mark in marks):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return marks[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what a tensor does not have: the next read is another one, which would not have it either.
+
+        Raises:
+            KindError: `name` is no attribute of tensors.
+        """
+        if not hasattr(type(self), name) and not name.startswith("_dynamo"):  # whose marks are for this one tensor
+            raise _not_kept(name)
+        super().__setattr__(name, value)
+
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> NoReturn:
         """Refuse: the next read is another tensor, and the hook would never be called.
 
@@ -116,6 +143,15 @@ class Target(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Copy as a plain tensor."""
         return self.plain.__deepcopy__(memo)
+
+
+def _not_kept(name: str) -> KindError:
+    return KindError(
+        "An attribute that is set on a tied weight would be lost: every read of it is a new tensor.",
+        found=f"'.{name}', set on the value of a tie",
+        expected="a tensor that stays, such as the source",
+        fix=f"set '.{name}' on the source; or tied.untie(model) first, where a library does this for each layer",
+    )
 
 
 def _not_assigned() -> KindError:
@@ -175,8 +211,8 @@ def viewing(source: Read, view: Callable[[Tensor], Tensor], origin: Origin) -> R
             raise _without_transforms(tensor) from error
         if type(value) is Tensor and not is_dynamo_compiling():
             # A view is an object of its own, that nobody else holds; and this costs no operation.
-            value.__class__ = Derived if type(tensor) is Derived else Target
             value._origin = origin  # type: ignore[attr-defined]
+            value.__class__ = Derived if type(tensor) is Derived else Target
         return value
 
     return read
@@ -223,7 +259,7 @@ def derive(value: Tensor, origin: Origin) -> Tensor:
     if type(value) is not Tensor or is_dynamo_compiling() or torch._C._is_tracing() or _is_proxied():
         return value
     derived = value.as_subclass(Derived)
-    derived._origin = origin
+    object.__setattr__(derived, "_origin", origin)
     return derived
 
 
@@ -244,7 +280,8 @@ def _writing(name: str) -> Callable[..., Any]:
                 fix="with torch.no_grad(): ... or write to the source",
             )
         result = method(self.plain, *args, **kwargs)
-        self._origin.write(self.plain.detach())
+        if not self.is_meta:
+            self._origin.write(self.plain.detach())
         return self if isinstance(result, Tensor) else result
 
     write.__name__, write.__doc__ = name, f"Do `{name}`, and write the result to the source."

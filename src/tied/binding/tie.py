@@ -18,7 +18,7 @@ from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
 from tied.binding.commit.transaction import Transaction
 from tied.binding.equations import at_first_places, pair
-from tied.binding.followers.adapters import watch
+from tied.binding.followers.adapters import watch_around
 from tied.binding.followers.optimizers import Optimizers, let_go
 from tied.binding.followers.transformers_keys import enter
 from tied.binding.late_reading import install
@@ -343,8 +343,7 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
             attend(home)
             if link.is_live:
                 enter(tree.model, each)
-            if slot.address[-2:-1] == ("base_layer",):
-                watch(tree.model.get_submodule(".".join(slot.address[:-2])))
+            watch_around(tree.model, (slot.address, *each.source.sources()))
         attend(tree.model)
         undo.callback(optimizers.undo())
         optimizers.commit()

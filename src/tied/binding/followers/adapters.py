@@ -10,7 +10,7 @@ as plain sharing does. Merging, around either end, would write the change of one
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
+from tied.algebra import Address
 from tied.binding.module_reference import PLANT
 from tied.binding.slots import links
 from tied.errors import WriteError
@@ -47,17 +48,40 @@ def watch(adapter: nn.Module) -> None:
         adapter.__dict__["merge"] = functools.partial(merge, adapter)
 
 
+def watch_around(model: nn.Module, addresses: Iterable[Address]) -> None:
+    """Watch the adapters that are around the ends of a tie already."""
+    for address in addresses:
+        for depth, segment in enumerate(address):
+            if segment == "base_layer":
+                watch(model.get_submodule(".".join(address[:depth])))
+
+
 def merge(layer: Any, *args: Any, **kwargs: Any) -> Any:
     """Merge an adapter into its base, unless that is tied.
 
     Raises:
         WriteError: it is: the change would reach all uses of the weight.
     """
-    base = layer.get_base_layer()
-    for what, ties in (("a tied layer", links(base).items()), ("the source of a tie", readers(base))):
-        for name, link in ties:
-            raise _not_merged(layer, what, f"{name} = {link.expression}")
+    for base in layer.get_base_layer().modules():
+        for what, ties in (("a tied layer", links(base).items()), ("the source of a tie", readers(base))):
+            for name, link in ties:
+                if not _is_shared(layer, link):
+                    raise _not_merged(layer, what, f"{name} = {link.expression}")
     return type(layer).merge(layer, *args, **kwargs)
+
+
+def _is_shared(layer: Any, link: Any) -> bool:
+    """Tell whether an adapter leaves an identity as it is: peft's trainable tokens, which know what they share."""
+    home = link.home.module if link.home is not None else None
+    if not link.is_identity or home is None or not hasattr(layer, "trainable_tokens_delta"):
+        return False
+    if link.identity_name != "weight":
+        return True
+    known = getattr(layer, "tied_adapter", None)
+    if known is not None:
+        return known.get_base_layer() is link.identity_owner()
+    others = (module for module in home.modules() if getattr(module, "tied_adapter", None) is layer)
+    return link.target() in [other.get_base_layer() for other in others]
 
 
 def readers(owner: nn.Module) -> Iterator[tuple[str, Any]]:

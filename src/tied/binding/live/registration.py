@@ -1,6 +1,7 @@
 """What is registered on modules, as torch's hooks report it: tensors at live slots, and what makes a source computed.
 
-Owns: the refusal of another tensor at a live slot, which torch would put there in silence. Must not know how a slot
+Owns: the refusal of another tensor at a live slot, which torch would put there in silence, and of tools around a model
+that would take a layer for all that it computes with. Must not know how a slot
 is judged. Read next: `binding/late_reading.py`.
 """
 
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.fx import GraphModule
 from torch.nn import Parameter
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -18,15 +21,19 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
+from tied.algebra import Expression
 from tied.binding.followers.adapters import LIVING, notice_adapters
 from tied.binding.live.live_slots import Live, live_slots
 from tied.binding.live.states import is_same
-from tied.binding.refusals import not_pruned, not_set
+from tied.binding.refusals import averaged_in_part, copied_in_part, hooked_by_layer, not_pruned, not_set
 from tied.binding.target_tensor import refuse_registration
-from tied.ledger import PLANT
+from tied.ledger import PLANT, links
 from tied.sharding import is_sharded
+
+PARTED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # copies without their sources, and what these read
 
 
 def listen() -> None:
@@ -44,6 +51,8 @@ def _attend_registrations() -> tuple[RemovableHandle, ...]:
         register_module_parameter_registration_hook(registered),
         register_module_buffer_registration_hook(registered),
         register_module_module_registration_hook(_notice_computed),
+        register_module_module_registration_hook(_refuse_hooks_on_layers),
+        register_module_module_registration_hook(_refuse_copies_of_parts),
     )
 
 
@@ -61,6 +70,27 @@ def _notice_computed(module: nn.Module, name: str, value: nn.Module | None) -> N
             names = [each for each, one in slots.links.items() if one is link] if isinstance(slots, Live) else []
             for each in names:
                 slots.is_in_accord(each)
+
+
+def _refuse_hooks_on_layers(around: nn.Module, name: str, model: nn.Module | None) -> None:
+    """Refuse to have Opacus hook the layers of a model, some of which compute with weights that others hold."""
+    if name == "_module" and model is not None and type(around).__module__.partition(".")[0] == "opacus":
+        late = [f"{n} = {link}" for m in model.modules() for n, link in _late(m)]
+        if late:
+            raise hooked_by_layer(type(around).__name__, late[0])
+
+
+def _refuse_copies_of_parts(around: nn.Module, name: str, copied: nn.Module | None) -> None:
+    """Refuse what torch does with the copy of a part, where only the copy has a tied weight as a Parameter."""
+    is_average = name == "module" and isinstance(around, AveragedModel)
+    if copied is not None and (is_average or isinstance(around, GraphModule) or type(around) is nn.Module):
+        parted = [PARTED[module] for module in copied.modules() if module in PARTED]
+        if parted:
+            raise averaged_in_part(parted[0]) if is_average else copied_in_part(parted[0])
+
+
+def _late(module: nn.Module) -> list[tuple[str, Expression]]:
+    return [(name, link.expression) for name, link in links(module).items() if not link.is_live]
 
 
 def _refuse_another(module: nn.Module, name: str, value: Tensor | None) -> Tensor | None:

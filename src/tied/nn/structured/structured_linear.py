@@ -188,3 +188,6 @@ class _Structure:
     def require_grad(self, requires_grad: bool) -> None:
         for name in self.layer._names:
             getattr(self.layer, name).requires_grad_(requires_grad)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self.layer, name) for name in self.layer._names}
