@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from battery import TIES, ByHand, Pair, inputs
+from battery.subjects import TIES, inputs
 from torch import Tensor, nn
 from torch.nn import Parameter
+from two_layers import ByHand, Pair
 
 import tied
 from tied.binding.followers import optimizers

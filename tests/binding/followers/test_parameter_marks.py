@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from battery import TIES, Pair
+from battery.subjects import TIES
 from torch import Tensor, nn
 from torch.nn import Parameter
+from two_layers import Pair
 
 import tied
 
