@@ -1,0 +1,124 @@
+"""Whether two places live side by side, so that one weight for both is a matter of consequence.
+
+Owns: what speaks for two live ends, and what speaks for a conversion, in which one end goes away. Must not look for
+recipes. Where neither is known, two ends are not taken to live together.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from tied.checking.source.places import Place
+from tied.checking.source.scopes import At, Scope, Store, encloses
+from tied.checking.source.text import Text
+from tied.checking.source.words import CONVERTING, comments_at, docstrings_around, names_around, words
+
+MAKES_FIRST, READS_BACK = frozenset(("encoder", "encode", "enc")), frozenset(("decoder", "decode", "dec"))
+TABLES = frozenset(("embed", "embedding", "embeddings", "emb", "wte", "tok", "vocab"))
+HEADS = frozenset(("head", "output", "out", "proj", "projection", "logits", "classifier", "unembed", "lm", "decoder"))
+TYING = frozenset(("tie", "ties", "tied", "tying", "share", "shares", "shared", "sharing"))
+
+
+def live_together(text: Text, target: Place, source: Place, at: At) -> bool:
+    """Whether both ends are there afterwards, as parts of one model or as models that somebody uses together."""
+    if source.within(target) or target.within(source) or is_gone(text, source, at):
+        return False
+    if _is_dynamic(target) and _is_dynamic(source) and target.owner.same(source.owner):
+        return False
+    if target.root[:2] == source.root[:2]:
+        return target.root.kind != "elsewhere" or len(target.path) > 1
+    if CONVERTING & words(f"{names_around(at)} {text.stem}"):
+        return False
+    return _is_said(text, at) or _are_partners(target, source, at) or _are_used_together(text, target, source, at)
+
+
+def _is_dynamic(place: Place) -> bool:
+    return bool(place.path) and place.path[-1][0] == "{"
+
+
+def _is_said(text: Text, at: At) -> bool:
+    """Whether the names, comments or docstrings around speak of tying."""
+    last = at.statement.end_lineno or at.statement.lineno
+    said = comments_at(text.comments, at.statement.lineno, last)
+    return bool(TYING & words(f"{names_around(at)} {docstrings_around(at)} {said}"))
+
+
+def _are_partners(target: Place, source: Place, at: At) -> bool:
+    """Whether the ends are called encoder and decoder, or embedding and head."""
+    if target.root.kind == "made" and source.root.kind == "self":
+        return False
+    around = names_around(at) if target.root.kind == "self" else ""
+    left, right = words(f"{target} {around}"), words(str(source))
+    return bool((READS_BACK & left and MAKES_FIRST & right) or (HEADS & left and TABLES & right))
+
+
+def _are_used_together(text: Text, target: Place, source: Place, at: At) -> bool:
+    """Whether one call takes both, as `Sequential(encoder, decoder)` or an optimizer of both does."""
+    if "unknown" in (target.root.kind, source.root.kind) or target.root.kind == "self":
+        return False
+    for call, _ in at.scope.calls:
+        given = [n.id for argument in _arguments(call) for n in ast.walk(argument) if isinstance(n, ast.Name)]
+        if target.root.name in given and source.root.name in given and not _copies(call):
+            return True
+    return False
+
+
+def _arguments(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(keyword.value for keyword in call.keywords)]
+
+
+def _copies(call: ast.Call) -> bool:
+    """Whether a call compares or pairs its arguments, which says nothing about what becomes of them."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    return bool({"zip", "equal", "allclose", "close", "print", "assert", "copy", "compare"} & {name, *words(name)})
+
+
+# -- what goes away ---------------------------------------------------------------------------------------
+
+
+def is_gone(text: Text, source: Place, at: At) -> bool:
+    """Whether the source, or a module that it lies in, is deleted, or replaced later on."""
+    scopes = [at.scope]
+    if source.root.kind == "self" and at.scope.owner:
+        scopes += [scope for scope in at.scope.owner.methods.values() if scope is not at.scope]
+    return any(_deletes(text, scope, source) or _replaces(text, scope, source, at) for scope in scopes)
+
+
+def _deletes(text: Text, scope: Scope, source: Place) -> bool:
+    for target, where in scope.deletions:
+        place = text.follower.place(target, where)
+        if _holds(place, source) or (isinstance(target, ast.Name) and place and source.root[:2] == place.root[:2]):
+            return True
+    for call, where in scope.calls:
+        if isinstance(call.func, ast.Name) and call.func.id == "delattr" and len(call.args) == 2:
+            get = ast.Call(ast.Name("getattr"), call.args, [])
+            if _holds(text.follower.place(get, where), source):
+                return True
+        elif isinstance(call.func, ast.Attribute) and call.func.attr in ("pop", "__delattr__") and call.args:
+            place = text.follower.place(ast.Subscript(call.func.value, call.args[0]), where)
+            if _holds(place, source):
+                return True
+    return False
+
+
+def _replaces(text: Text, scope: Scope, source: Place, at: At) -> bool:
+    stores = [*scope.stores, *text.stored_by_call(scope)]
+    return any(_holds(_place_of(text, store), source) and _is_later(store, at) for store in stores)
+
+
+def _place_of(text: Text, store: Store) -> Place | None:
+    return text.follower.place(store.target, store.at)
+
+
+def _is_later(store: Store, at: At) -> bool:
+    if store.at.scope is not at.scope:
+        return isinstance(store.target, ast.Subscript) or _is_nothing(store.value)
+    return store.at.index > at.index and encloses(store.at.block, at.block)
+
+
+def _is_nothing(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is None
+
+
+def _holds(place: Place | None, source: Place) -> bool:
+    return bool(place and place.path and source.within(place))

@@ -1,0 +1,100 @@
+"""A look at source code: Python files, one or a folder of them, to a report.
+
+Owns: the order of the rules, and what a report of source code holds. Must not import torch.
+Read next: `files.py`, `text.py`, then a rule, such as `rules/parameters.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from tied.checking.source.files import UnreadableError, is_worth_parsing, parsed, python_files, read
+from tied.checking.source.found import Found
+from tied.checking.source.rules.parameters import second_parameters
+from tied.checking.source.rules.pointers import pointed_data, raw_assignments
+from tied.checking.source.rules.repeats import repeated_modules
+from tied.checking.source.rules.uses import copies, detached_uses
+from tied.checking.source.text import Text
+from tied.checking.source.words import is_ignored
+from tied.reporting.facts import Finding
+from tied.reporting.report import Report
+from tied.reporting.rules import NOT_LOOKED_AT, chosen, finding
+
+RULES = (second_parameters, pointed_data, raw_assignments, copies, detached_uses, repeated_modules)
+
+
+def look_at_source(
+    path: str | Path, *, select: Sequence[str] | None = None, ignore: Sequence[str] = ()
+) -> Report:
+    """Look for the wrong ways to share weights in a Python file, or in those of a folder; nothing is run.
+
+    Law: a finding is a line that shares by halves, not at all, or by accident; where names lead nowhere known,
+    nothing is found. What could not be looked at is a finding, too, which only `ignore` silences.
+
+    Args:
+        path: A file, or a folder.
+        select: Codes of findings, or their beginnings, to report; None is all.
+        ignore: Codes, or their beginnings, to leave out.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "model.py"
+        >>> _ = path.write_text("from torch import nn\\ndef tie(m):\\n    m.b.weight = nn.Parameter(m.a.weight.t())\\n")
+        >>> [(found.code, found.line) for found in look_at_source(path).findings]
+        [('TIE601', 3)]
+    """
+    files = list(python_files(Path(path)))
+    with _without_collecting():
+        findings = [found for file in files for found in findings_in(file)]
+    selected = None if select is None else [*select, NOT_LOOKED_AT]
+    return Report(str(path), findings=chosen(findings, select=selected, ignore=ignore), files=len(files))
+
+
+def findings_in(path: Path) -> Iterator[Finding]:
+    """Yield the findings of one file by line; one that says why, where it could not be looked at."""
+    try:
+        text = read(path)
+        found = list(found_in(text, path.stem)) if is_worth_parsing(text) else []
+    except UnreadableError as error:
+        seen = finding(NOT_LOOKED_AT, (), f"Not looked at: {error.problem}.")
+        yield replace(seen, file=str(path), line=error.line)
+        return
+    for one in found:
+        yield replace(finding(one.code, one.names, one.message, one.fix), file=str(path), line=one.node.lineno)
+
+
+def found_in(text: str, stem: str = "") -> Iterable[Found]:
+    """Return what the rules find in a text, and no comment silences, by line.
+
+    Raises:
+        UnreadableError: it cannot be parsed, or is nested too deeply to be followed.
+    """
+    tree = parsed(text)
+    try:
+        taken = Text(text, tree, stem)
+        found = [one for rule in RULES for one in rule(taken)]
+    except RecursionError:
+        raise UnreadableError("it is nested too deeply to be followed") from None
+    silent = "tied:" in text
+    kept = [one for one in found if not (silent and is_ignored(taken.comments, one.lines, one.code))]
+    return sorted(_each_once(kept), key=lambda one: (one.node.lineno, one.code))
+
+
+def _each_once(found: list[Found]) -> list[Found]:
+    return list({(one.code, one.node.lineno, one.names): one for one in found}.values())
+
+
+@contextmanager
+def _without_collecting() -> Generator[None]:
+    """Leave the garbage collector out: a syntax tree is a million small objects without a circle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

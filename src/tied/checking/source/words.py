@@ -1,0 +1,97 @@
+"""What people say around a line: names, comments and docstrings that tell what is meant.
+
+Owns: comments, the words that tell sharing, conversion and averaging, and `# tied: ignore`. Must not follow values.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
+
+from tied.checking.source.scopes import At, FunctionNode, Scope
+
+SHARING = frozenset(
+    """tie ties tied tying share shares shared sharing same reuse reused recurrent universal looped looping loop siamese
+    unrolled albert""".split()
+)
+CONVERTING = frozenset(
+    """convert converts converted converting conversion export exporting port migrate load loading from import fuse fused
+    merge fold folded replace replaced swap prune pruned quantize quantized quantizer resize extend expand shrink to
+    transplant transfer""".split()
+)
+AVERAGING = frozenset(
+    """ema target targets teacher momentum shadow old prev previous best frozen snapshot avg average averaged backup
+    polyak slow key delayed lagged swa mean reference ref init initial""".split()
+)
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+IGNORED = re.compile(r"#\s*tied:\s*ignore(?!\w)(?:\s*\[([^\]]*)\])?")
+
+
+def words(text: str) -> set[str]:
+    """Return the words of a name or a sentence, in small letters.
+
+    Example:
+        >>> sorted(words("def tie_weights: TiedDecoder"))
+        ['def', 'decoder', 'tie', 'tied', 'weights']
+    """
+    return {word.lower() for word in WORD.findall(text)}
+
+
+def comments_of(text: str) -> dict[int, str]:
+    """Return the comments of a file by line; what only looks like one, in a string, is none."""
+    found: dict[int, str] = {}
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                found[token.start[0]] = token.string
+    except (tokenize.TokenError, SyntaxError):  # what the parser takes and the tokenizer does not
+        return found
+    return found
+
+
+def comments_at(comments: Mapping[int, str], first: int, last: int) -> str:
+    """Return the comments on some lines, and those that stand right above them."""
+    said = [comments[line] for line in range(first, last + 1) if line in comments]
+    line = first - 1
+    while line in comments:
+        said.append(comments[line])
+        line -= 1
+    return " ".join(said)
+
+
+def is_ignored(comments: Mapping[int, str], lines: range, code: str) -> bool:
+    """Whether a comment on one of the lines says `# tied: ignore`, or `# tied: ignore[CODE]`."""
+    for line in lines:
+        said = IGNORED.search(comments.get(line, ""))
+        if said and (said[1] is None or any(_begins(code, one) for one in said[1].split(","))):
+            return True
+    return False
+
+
+def _begins(code: str, prefix: str) -> bool:
+    return bool(prefix.strip()) and code.startswith(prefix.strip().upper())
+
+
+def names_around(at: At) -> str:
+    """Return the names of the functions and classes around a place, one after another."""
+    return " ".join(getattr(scope.node, "name", "") for scope in _around(at.scope))
+
+
+def docstrings_around(at: At) -> str:
+    """Return the docstrings of the functions and classes around a place."""
+    nodes = [scope.node for scope in _around(at.scope)]
+    return " ".join(ast.get_docstring(n) or "" for n in nodes if isinstance(n, FunctionNode | ast.ClassDef))
+
+
+def conditions_around(at: At) -> list[ast.expr]:
+    """Return the tests of the `if`s, `while`s and conditional expressions around a place, the innermost first."""
+    return [block.node.test for block in at.blocks() if isinstance(block.node, ast.If | ast.While)]
+
+
+def _around(scope: Scope | None) -> Iterator[Scope]:
+    while scope:
+        yield scope
+        scope = scope.outer
