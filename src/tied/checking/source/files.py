@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import io
 import os
-import re
 import stat
 import tokenize
 import warnings
@@ -16,24 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MOST_BYTES = 4 << 20
-SHORT = 16 << 10  # a file up to this length is parsed whatever it holds, so that a broken one is named
+SHORT = 8 << 10  # a file up to this length is parsed whatever it holds, so that a broken one is named
 SUFFIX = ".py"
 SKIPPED = frozenset(("__pycache__", "site-packages", "node_modules"))
-
-OF_TORCH = r"zeros|ones|empty|randn?|randint|randperm|full|tensor|eye|arange|linspace|(Float|Long|Half|Double)?Tensor"
-WORDS = re.compile(
-    rf"""Parameter\(\s*(data\s*=\s*)?(?!\s*(torch|th|t)\.({OF_TORCH}|\w+_like)\s*\()[^\s)]
-    |Parameter\s+as\s|=\s*[\w.]*\bParameter\s*$|import\s*\*|Embedding\.from_pretrained\(
-    |\.data\s*(\[[^\n]*\]\s*)?=(?!=)|["']data["']|\.set_\(
-    |\.\w*(weight|bias|kernel|W)\w*\s*(:[^=\n]+)?=(?!=)[^\n]*(\.[TmHt]|\.data|\.detach|transpose|permute|view|\[|\.\w+\()
-    |\.copy_\(|\.load_state_dict\([^\n]*state_dict\(|\.data\b[^\n=]*[),]
-    |(?:weight|bias|kernel|W)\w*\.(data|detach)
-    |(?:Linear|Conv\w*|Embedding|Norm\w*|Layer|Block|Cell|Attention|Parameter|Module|Sequential|List)\b[^\n]*\*
-    |\]\s*\*|\*\s*\[|[\[(]\s*(\w+)\s+for\s+(?!\3\b)""",
-    re.X | re.M,
-)
-"""What a file must hold for a rule to find anything in it."""
-
 
 class UnreadableError(Exception):
     """A file could not be looked at: why, and on which line."""
@@ -97,11 +81,6 @@ def _decoded(raw: bytes) -> str:
     if "\0" in text:
         raise UnreadableError("it holds a NUL byte", text.count("\n", 0, text.index("\0")) + 1)
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def is_worth_parsing(text: str) -> bool:
-    """Whether a rule could find anything in a text, or the text is short."""
-    return len(text) <= SHORT or ("torch" in text and WORDS.search(text) is not None)
 
 
 def parsed(text: str) -> ast.Module:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable
 
 from tied.checking.source.scopes import At, lookup
 
@@ -26,7 +26,7 @@ WITH_PARAMETERS = frozenset(
 class Names:
     """The imports of one file, wherever they stand, and torch's names where it imports none of them."""
 
-    def __init__(self, nodes: Iterable[ast.AST], bound: Mapping[str, object]) -> None:
+    def __init__(self, nodes: Iterable[ast.AST], bound: Container[str]) -> None:
         """Read the imports; `bound` are the names that the file gives a meaning of its own."""
         self.known: dict[str, str] = {}
         for node in nodes:

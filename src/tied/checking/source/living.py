@@ -7,9 +7,10 @@ recipes. Where neither is known, two ends are not taken to live together.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 
 from tied.checking.source.places import Place
-from tied.checking.source.scopes import At, Scope, Store, encloses
+from tied.checking.source.scopes import At, FunctionNode, Scope, Store, encloses
 from tied.checking.source.text import Text
 from tied.checking.source.words import CONVERTING, comments_at, docstrings_around, names_around, words
 
@@ -27,9 +28,23 @@ def live_together(text: Text, target: Place, source: Place, at: At) -> bool:
         return False
     if target.root[:2] == source.root[:2]:
         return target.root.kind != "elsewhere" or len(target.path) > 1
-    if CONVERTING & words(f"{names_around(at)} {text.stem}"):
+    if CONVERTING & words(f"{names_around(at)} {text.stem}") or _ends_here(source, at):
         return False
     return _is_said(text, at) or _are_partners(target, source, at) or _are_used_together(text, target, source, at)
+
+
+def _ends_here(place: Place, at: At) -> bool:
+    """Whether a place starts from what a function made and does not hand out."""
+    if place.root.kind != "made" or not isinstance(at.scope.node, FunctionNode):
+        return False
+    out = [*at.scope.returns, *(store.value for store in at.scope.stores)]
+    return not any(isinstance(n, ast.Name) and n.id == place.root.name for one in out for n in _handed(one))
+
+
+def _handed(value: ast.expr) -> Iterator[ast.AST]:
+    """Yield the names in a value that are handed on whole: not `x` in `x.weight`."""
+    inner = {id(n.value) for n in ast.walk(value) if isinstance(n, ast.Attribute)}
+    return (node for node in ast.walk(value) if id(node) not in inner)
 
 
 def _is_dynamic(place: Place) -> bool:

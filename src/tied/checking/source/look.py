@@ -7,24 +7,32 @@ Read next: `files.py`, `text.py`, then a rule, such as `rules/parameters.py`.
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tied.checking.source.files import UnreadableError, is_worth_parsing, parsed, python_files, read
+from tied.checking.source.files import SHORT, UnreadableError, parsed, python_files, read
 from tied.checking.source.found import Found
 from tied.checking.source.rules.parameters import second_parameters
 from tied.checking.source.rules.pointers import pointed_data, raw_assignments
 from tied.checking.source.rules.repeats import repeated_modules
 from tied.checking.source.rules.uses import copies, detached_uses
+from tied.checking.source.signs import signs_in
 from tied.checking.source.text import Text
 from tied.checking.source.words import is_ignored
 from tied.reporting.facts import Finding
 from tied.reporting.report import Report
 from tied.reporting.rules import NOT_LOOKED_AT, chosen, finding
 
-RULES = (second_parameters, pointed_data, raw_assignments, copies, detached_uses, repeated_modules)
+RULES = {
+    "TIE601": second_parameters,
+    "TIE602": pointed_data,
+    "TIE603": raw_assignments,
+    "TIE604": copies,
+    "TIE605": detached_uses,
+    "TIE606": repeated_modules,
+}
 
 
 def look_at_source(
@@ -47,18 +55,19 @@ def look_at_source(
         >>> [(found.code, found.line) for found in look_at_source(path).findings]
         [('TIE601', 3)]
     """
-    files = list(python_files(Path(path)))
+    path = Path(path)
+    files = list(python_files(path))
     with _without_collecting():
-        findings = [found for file in files for found in findings_in(file)]
+        findings = [found for file in files for found in findings_in(file, whole=file == path)]
     selected = None if select is None else [*select, NOT_LOOKED_AT]
     return Report(str(path), findings=chosen(findings, select=selected, ignore=ignore), files=len(files))
 
 
-def findings_in(path: Path) -> Iterator[Finding]:
+def findings_in(path: Path, *, whole: bool = True) -> Iterator[Finding]:
     """Yield the findings of one file by line; one that says why, where it could not be looked at."""
     try:
         text = read(path)
-        found = list(found_in(text, path.stem)) if is_worth_parsing(text) else []
+        found = found_in(text, path.stem, whole=whole)
     except UnreadableError as error:
         seen = finding(NOT_LOOKED_AT, (), f"Not looked at: {error.problem}.")
         yield replace(seen, file=str(path), line=error.line)
@@ -67,16 +76,24 @@ def findings_in(path: Path) -> Iterator[Finding]:
         yield replace(finding(one.code, one.names, one.message, one.fix), file=str(path), line=one.node.lineno)
 
 
-def found_in(text: str, stem: str = "") -> Iterable[Found]:
+def found_in(text: str, stem: str = "", *, whole: bool = True) -> list[Found]:
     """Return what the rules find in a text, and no comment silences, by line.
+
+    Args:
+        text: Of the file.
+        stem: The file's name without its suffix.
+        whole: Parse it whatever it holds; if not, a long text that holds nothing of what rules look for is not parsed.
 
     Raises:
         UnreadableError: it cannot be parsed, or is nested too deeply to be followed.
     """
-    tree = parsed(text)
+    signs = signs_in(text)
+    tree = parsed(text) if signs or whole or len(text) <= SHORT else None
+    if not signs or tree is None:
+        return []
     try:
         taken = Text(text, tree, stem)
-        found = [one for rule in RULES for one in rule(taken)]
+        found = [one for code in signs for one in RULES[code](taken)]
     except RecursionError:
         raise UnreadableError("it is nested too deeply to be followed") from None
     silent = "tied:" in text

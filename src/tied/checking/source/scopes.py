@@ -16,6 +16,9 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 Kind = Literal["value", "each", "parameter", "self", "unknown"]
 INNER = ("body", "orelse", "handlers", "finalbody", "cases")
+NOTED = {ast.Call, ast.BinOp, ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp, ast.NamedExpr}
+OPEN = {ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp, ast.Lambda}
+LEAVES = {ast.Name, ast.Constant}
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
 
 
@@ -98,6 +101,8 @@ class Scope:
     products: list[tuple[ast.BinOp, At]] = field(default_factory=list[tuple[ast.BinOp, At]])
     comprehensions: list[tuple[Comprehension, At]] = field(default_factory=list[tuple[Comprehension, At]])
     deletions: list[tuple[ast.expr, At]] = field(default_factory=list[tuple[ast.expr, At]])
+    imports: list[ast.Import | ast.ImportFrom] = field(default_factory=list[ast.Import | ast.ImportFrom])
+    returns: list[ast.expr] = field(default_factory=list[ast.expr])
 
     @property
     def name(self) -> str:
@@ -120,7 +125,7 @@ def scopes_of(tree: ast.Module) -> tuple[list[Scope], list[Class]]:
     classes: list[Class] = []
     pending: list[tuple[ast.AST, Scope | None, Class | None]] = [(tree, None, None)]
     while pending:
-        node, outer, owner = pending.pop(0)
+        node, outer, owner = pending.pop()
         scope = Scope(node, outer, owner)
         scopes.append(scope)
         if isinstance(node, ast.ClassDef):
@@ -170,11 +175,15 @@ def _bind_arguments(scope: Scope, node: FunctionNode) -> None:
 def _note(scope: Scope, node: ast.stmt, at: At) -> None:
     """Note what one statement does, its blocks left out."""
     for expression, inside in expressions(node):
-        here = at._replace(inside=inside)
+        kind = type(expression)
+        if kind not in NOTED:
+            continue
+        here = at if not inside else at._replace(inside=inside)
         if isinstance(expression, ast.Call):
             scope.calls.append((expression, here))
-        elif isinstance(expression, ast.BinOp) and isinstance(expression.op, ast.Mult | ast.MatMult):
-            scope.products.append((expression, here))
+        elif isinstance(expression, ast.BinOp):
+            if isinstance(expression.op, ast.Mult | ast.MatMult):
+                scope.products.append((expression, here))
         elif isinstance(expression, Comprehension):
             scope.comprehensions.append((expression, here))
         elif isinstance(expression, ast.NamedExpr):
@@ -195,7 +204,10 @@ def _note(scope: Scope, node: ast.stmt, at: At) -> None:
             _forget(scope, [node.target], at)
         case ast.With() | ast.AsyncWith():
             _forget(scope, [item.optional_vars for item in node.items if item.optional_vars], at)
+        case ast.Return(value=ast.expr()):
+            scope.returns.append(node.value)
         case ast.Import() | ast.ImportFrom():
+            scope.imports.append(node)
             for alias in node.names:
                 scope.bind(alias.asname or alias.name.split(".")[0], "unknown", None, at)
         case ast.Try():
@@ -232,19 +244,30 @@ def each(target: ast.expr) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def expressions(node: ast.stmt) -> Iterator[tuple[ast.AST, tuple[ast.expr, ...]]]:
-    """Yield every expression of a statement, in the order of the text, with the comprehensions and lambdas around."""
-    stack: list[tuple[ast.AST, tuple[ast.expr, ...]]] = []
-    for name, value in reversed(list(ast.iter_fields(node))):
-        if name not in INNER:
-            children = value if isinstance(value, list) else [value]
-            stack += [(child, ()) for child in reversed(children) if isinstance(child, ast.AST)]
+    """Yield every expression of a statement but names and constants, with the comprehensions and lambdas around it."""
+    stack: list[tuple[ast.AST, tuple[ast.expr, ...]]] = [(child, ()) for child in _children(node, INNER)]
     while stack:
         one, inside = stack.pop()
         if isinstance(one, ast.expr):
             yield one, inside
-        if isinstance(one, Comprehension | ast.Lambda):
-            inside = (*inside, one)
-        stack += [(child, inside) for child in reversed(list(ast.iter_child_nodes(one)))]
+            if type(one) in OPEN:
+                inside = (*inside, one)
+        stack += [(child, inside) for child in _children(one)]
+
+
+def _children(node: ast.AST, without: Sequence[str] = ()) -> list[ast.AST]:
+    """Return the nodes below a node, the last first; names and constants have nothing below them and are left out."""
+    found: list[ast.AST] = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value is None or name in without:
+            continue
+        if isinstance(value, list):
+            found += [one for one in value if isinstance(one, ast.AST) and type(one) not in LEAVES]
+        elif isinstance(value, ast.AST) and type(value) not in LEAVES:
+            found.append(value)
+    found.reverse()
+    return found
 
 
 # -- which binding reaches a use --------------------------------------------------------------------------

@@ -15,6 +15,9 @@ from tied.checking.source.scopes import At, Class, Scope, Store, scopes_of
 from tied.checking.source.words import comments_of
 
 
+STORING = frozenset(("setattr", "register_parameter", "__setattr__", "append"))
+
+
 class Text:
     """A parsed file as the rules see it."""
 
@@ -22,10 +25,11 @@ class Text:
         """Take the file apart; `stem` is its name, whose words count as those of a function do."""
         self.text, self.stem = text, stem
         self.scopes, self.classes = scopes_of(tree)
-        imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
-        self.names = Names(imports, {name: 0 for scope in self.scopes for name in scope.bindings})
+        imports = [node for scope in self.scopes for node in scope.imports]
+        self.names = Names(imports, {name for scope in self.scopes for name in scope.bindings})
+        self._by_call: dict[int, list[Store]] = {}
         for scope in self.scopes:
-            _note_attributes(scope)
+            self._note_attributes(scope)
         self.follower = Follower(self.names, self.classes)
 
     @cached_property
@@ -38,12 +42,21 @@ class Text:
         """The classes of the file; of two with one name the last."""
         return {one.node.name: one for one in self.classes}
 
-    def stored_by_call(self, scope: Scope) -> Iterator[Store]:
-        """Yield what `setattr`, `register_parameter` and the like store, as if it were assigned."""
-        for call, at in scope.calls:
-            stored = _stored(call)
-            if stored:
-                yield Store(*stored, at)
+    def stored_by_call(self, scope: Scope) -> list[Store]:
+        """Return what `setattr`, `register_parameter` and the like store, as if it were assigned."""
+        if id(scope) not in self._by_call:
+            self._by_call[id(scope)] = list(_stored_in(scope))
+        return self._by_call[id(scope)]
+
+    def _note_attributes(self, scope: Scope) -> None:
+        """Enter what a method assigns to attributes of `self` into its class."""
+        if not scope.owner or not scope.name or not scope.outer or not scope.outer.is_class:
+            return
+        first = next((name for name, found in scope.bindings.items() if found[0].kind == "self"), "")
+        for store in (*scope.stores, *self.stored_by_call(scope)):
+            target = store.target
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == first:
+                scope.owner.stores.setdefault(target.attr, []).append(store)
 
     def is_tying(self, at: At) -> bool:
         """Whether a statement stands in a `with tied.tying(...)`, where assignments declare."""
@@ -52,16 +65,12 @@ class Text:
         return any(self.names.meaning(call, at).startswith("tied.") for call in calls)
 
 
-def _note_attributes(scope: Scope) -> None:
-    """Enter what a method assigns to attributes of `self` into its class."""
-    if not scope.owner or not scope.outer or not scope.outer.is_class or not isinstance(scope.node, ast.stmt):
-        return
-    first = next((name for name, found in scope.bindings.items() if found[0].kind == "self"), "")
-    by_call = [Store(*stored, at) for call, at in scope.calls if (stored := _stored(call))]
-    for store in (*scope.stores, *by_call):
-        target = store.target
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == first:
-            scope.owner.stores.setdefault(target.attr, []).append(store)
+def _stored_in(scope: Scope) -> Iterator[Store]:
+    for call, at in scope.calls:
+        name = getattr(call.func, "attr", "") or getattr(call.func, "id", "")
+        stored = _stored(call) if name in STORING else None
+        if stored:
+            yield Store(*stored, at)
 
 
 def _stored(call: ast.Call) -> tuple[ast.expr, ast.expr] | None:

@@ -19,7 +19,7 @@ SHARING = frozenset(
 )
 CONVERTING = frozenset(
     """convert converts converted converting conversion export exporting port migrate load loading from import fuse fused
-    merge fold folded replace replaced swap prune pruned quantize quantized quantizer resize extend expand shrink to
+    merge fold folded replace replaced swap prune pruned quantize quantized quantizer resize resized extend expand shrink to
     transplant transfer""".split()
 )
 AVERAGING = frozenset(
