@@ -14,17 +14,19 @@ from tied.checking.source.scopes import At, FunctionNode, Scope, Store, encloses
 from tied.checking.source.text import Text
 from tied.checking.source.words import CONVERTING, comments_at, docstrings_around, names_around, words
 
+WALKS = frozenset(("modules()", "named_modules()", "children()", "named_children()"))
 MAKES_FIRST, READS_BACK = frozenset(("encoder", "encode", "enc")), frozenset(("decoder", "decode", "dec"))
 TABLES = frozenset(("embed", "embedding", "embeddings", "emb", "wte", "tok", "vocab"))
 HEADS = frozenset(("head", "output", "out", "proj", "projection", "logits", "classifier", "unembed", "lm", "decoder"))
-TYING = frozenset(("tie", "ties", "tied", "tying", "share", "shares", "shared", "sharing"))
+TIES = frozenset(("tie", "ties", "tied", "tying"))
+TYING = TIES | {"share", "shares", "shared", "sharing"}
 
 
 def live_together(text: Text, target: Place, source: Place, at: At) -> bool:
     """Whether both ends are there afterwards, as parts of one model or as models that somebody uses together."""
     if source.within(target) or target.within(source) or is_gone(text, source, at):
         return False
-    if _is_dynamic(target) and _is_dynamic(source) and target.owner.same(source.owner):
+    if _may_be_one(target, source):
         return False
     if target.root[:2] == source.root[:2]:
         return target.root.kind != "elsewhere" or len(target.path) > 1
@@ -47,15 +49,27 @@ def _handed(value: ast.expr) -> Iterator[ast.AST]:
     return (node for node in ast.walk(value) if id(node) not in inner)
 
 
-def _is_dynamic(place: Place) -> bool:
-    return bool(place.path) and place.path[-1][0] == "{"
+def _may_be_one(target: Place, source: Place) -> bool:
+    """Whether names that nobody knows before the code runs may lead both to one slot, or one to the other's module."""
+    if target.root[:2] != source.root[:2]:
+        return False
+    unknown = [any(part[0] == "{" or part in WALKS or _is_asked(part) for part in p.path) for p in (target, source)]
+    if target.owner.same(source.owner):
+        return any(p.path[-1][0] == "{" for p in (target, source))
+    walks = any(part in WALKS for part in (*target.path, *source.path))
+    return walks and all(unknown)
+
+
+def _is_asked(part: str) -> bool:
+    """Whether a part of a path is a call with arguments, such as `get_submodule(name)`."""
+    return part.endswith(")") and not part.endswith("()")
 
 
 def _is_said(text: Text, at: At) -> bool:
     """Whether the names, comments or docstrings around speak of tying."""
     last = at.statement.end_lineno or at.statement.lineno
     said = comments_at(text.comments, at.statement.lineno, last)
-    return bool(TYING & words(f"{names_around(at)} {docstrings_around(at)} {said}"))
+    return bool(TYING & words(f"{names_around(at)} {said}") or TIES & words(docstrings_around(at)))
 
 
 def _are_partners(target: Place, source: Place, at: At) -> bool:
@@ -85,7 +99,7 @@ def _arguments(call: ast.Call) -> list[ast.expr]:
 def _copies(call: ast.Call) -> bool:
     """Whether a call compares or pairs its arguments, which says nothing about what becomes of them."""
     name = ast.unparse(call.func).rpartition(".")[2]
-    return bool({"zip", "equal", "allclose", "close", "print", "assert", "copy", "compare"} & {name, *words(name)})
+    return bool({"zip", "setattr", "isinstance", "equal", "allclose", "close", "print", "assert", "copy", "compare"} & {name, *words(name)})
 
 
 # -- what goes away ---------------------------------------------------------------------------------------
@@ -118,11 +132,17 @@ def _deletes(text: Text, scope: Scope, source: Place) -> bool:
 
 def _replaces(text: Text, scope: Scope, source: Place, at: At) -> bool:
     stores = [*scope.stores, *text.stored_by_call(scope)]
-    return any(_holds(_place_of(text, store), source) and _is_later(store, at) for store in stores)
+    for store in stores:
+        place = text.follower.place(store.target, store.at)
+        if _holds(place, source) and _is_later(store, at) and not _is_itself(text, store, place):
+            return True
+    return False
 
 
-def _place_of(text: Text, store: Store) -> Place | None:
-    return text.follower.place(store.target, store.at)
+def _is_itself(text: Text, store: Store, place: Place | None) -> bool:
+    """Whether a store only gives a local value its place, as `self.encoder = encoder` does."""
+    value = text.follower.place(store.value, store.at) if isinstance(store.value, ast.Name) else None
+    return bool(value and place and value.same(place))
 
 
 def _is_later(store: Store, at: At) -> bool:

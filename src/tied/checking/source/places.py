@@ -189,6 +189,8 @@ class Follower:
             node = inner
             steps.insert(0, step)
         value, where = self.value_of(node, at)
+        while isinstance(value, ast.BinOp):
+            value = value.left if isinstance(value.left, ast.Call) else value.right
         if not isinstance(node, ast.Name) or not self.called(value, where).startswith("torch."):
             return None
         place = self.place(node, at)
@@ -309,7 +311,8 @@ class Follower:
             return False
         last, before = place.path[-1], place.path[-2:-1]
         if last[0] in "*[":
-            return bool(before) and (before[0] in PARAMETERS or self.is_weight(place.owner))
+            several = bool(before) and before[0].endswith("s") and self.is_weight(place.owner)
+            return several or bool(before and before[0] in PARAMETERS)
         known = self.parameters.get(place.root.key, set()) if place.root.kind == "self" else set()
         return bool(last[0] == "{" or WEIGHT.search(last) or (len(place.path) == 1 and last in known))
 

@@ -18,10 +18,10 @@ VIEWED = rf"{TURNED}|\.data\b|\.detach\(|\[(?=[^\]\n]*[:,]|-?\d)"
 OTHER = frozenset(("None", "True", "False", "int", "float", "str", "bool", "init", "self", "torch", "_"))
 AT_EVERY_STEP = ("forward", "hook", "on_", "_step", "__call__")
 
-PARAMETER = re.compile(rf"Parameter(?:\(\s*(?:data\s*=\s*)?(?!{OF_TORCH})[^\s)]|\s+as\s|\s*$)", re.M)
+PARAMETER = re.compile(rf"Parameter(?:\(\s*(?:data\s*=\s*)?(?!{OF_TORCH})[^\s)]|\s+as\s|\s*(?:#|$))", re.M)
 DATA = re.compile(r"\.data\s*(?:,[^\n]*)?=(?!=)")
 SLOT = re.compile(
-    rf"(?:weight|bias|kernel|W)\w*\s*(?:,[^\n=]*)?=(?!=)(?![^\n]*Parameter\()(?:[^\n]*(?:{VIEWED})|\s*(\w+)\s*$|\s*[(\\]\s*$)",
+    rf"(?:weight|bias|kernel|W)\w*\s*(?:,[^\n=]*)?=(?!=)(?![^\n]*Parameter\()(?:[^\n]*(?:{VIEWED})|\s*(\w+)\s*(?:#|$)|\s*[(\\]\s*$)",
     re.M,
 )
 OF_SOMETHING = re.compile(r"\.\w*\Z")
@@ -97,7 +97,7 @@ def _repeats(text: str) -> bool:
 
 def _multiplied(text: str) -> Iterator[str]:
     """Yield what stands in the lists that are multiplied."""
-    for found in TIMES.finditer(text) if "] *" in text or "]*" in text else ():
+    for found in TIMES.finditer(text):
         first = max(0, found.start() - MOST_LETTERS)
         start, depth = found.start(), 0
         while start > first:

@@ -87,8 +87,30 @@ def docstrings_around(at: At) -> str:
 
 
 def conditions_around(at: At) -> list[ast.expr]:
-    """Return the tests of the `if`s, `while`s and conditional expressions around a place, the innermost first."""
-    return [block.node.test for block in at.blocks() if isinstance(block.node, ast.If | ast.While)]
+    """Return what holds where a statement stands, by the `if`s and `while`s around it, the innermost first."""
+    blocks = [block for block in at.blocks() if isinstance(block.node, ast.If | ast.While)]
+    return [holding(block.node.test, block.part == "body") for block in blocks if isinstance(block.node, ast.If | ast.While)]
+
+
+def holding(test: ast.expr, is_true: bool) -> ast.expr:
+    """Return a test as it holds: `not share` where `share` is false, and `share` where `not share` is."""
+    if is_true:
+        return test
+    return test.operand if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) else ast.UnaryOp(ast.Not(), test)
+
+
+def asks_for_sharing(test: ast.expr) -> bool:
+    """Whether a condition that holds speaks of sharing, and does not deny it.
+
+    Example:
+        >>> [asks_for_sharing(ast.parse(text).body[0].value) for text in ("self.share_layers", "not share", "n > 2")]
+        [True, False, False]
+    """
+    denied = [node for node in ast.walk(test) if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)]
+    inner = {id(one) for node in denied for one in ast.walk(node.operand)}
+    named = [node for node in ast.walk(test) if isinstance(node, ast.Name | ast.Attribute | ast.Constant)]
+    said = " ".join(ast.unparse(node) for node in named if id(node) not in inner)
+    return bool(SHARING & words(said))
 
 
 def _around(scope: Scope | None) -> Iterator[Scope]:

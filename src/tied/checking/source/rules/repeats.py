@@ -16,9 +16,11 @@ from tied.checking.source.scopes import At, Comprehension, lookup
 from tied.checking.source.text import Text
 from tied.checking.source.words import (
     SHARING,
+    asks_for_sharing,
     comments_at,
     conditions_around,
     docstrings_around,
+    holding,
     names_around,
     words,
 )
@@ -116,8 +118,9 @@ def _looks_like_layer(call: ast.Call, name: str, held_by: str) -> bool:
 def _is_asked_for(text: Text, node: ast.expr, at: At) -> bool:
     """Whether a condition, a name, a docstring or a comment says that sharing is meant."""
     said = comments_at(text.comments, at.statement.lineno, max(node.end_lineno or 0, at.statement.lineno))
-    tests = [ast.unparse(test) for test in (*conditions_around(at), *_chosen(at.statement, node))]
-    return bool(SHARING & words(" ".join([said, *tests, names_around(at), docstrings_around(at), *_targets(at.statement)])))
+    told = " ".join([said, names_around(at), docstrings_around(at), *_targets(at.statement)])
+    tests = (*conditions_around(at), *_chosen(at.statement, node))
+    return bool(SHARING & words(told)) or any(map(asks_for_sharing, tests))
 
 
 def _targets(statement: ast.stmt) -> list[str]:
@@ -128,7 +131,7 @@ def _chosen(statement: ast.stmt, node: ast.expr) -> Iterator[ast.expr]:
     """Yield the tests of the conditional expressions around a node."""
     for one in ast.walk(statement):
         if isinstance(one, ast.IfExp) and any(inner is node for inner in ast.walk(one)):
-            yield one.test
+            yield holding(one.test, any(inner is node for inner in ast.walk(one.body)))
 
 
 def _fix(node: ast.expr, element: ast.expr, what: str) -> str:
