@@ -477,6 +477,15 @@ class Net(nn.Module):
         self.k.weight = nn.Parameter(self.qkv.weight[8:16])
         del self.qkv
 
+    def reparametrize(self):
+        self.reparam = nn.Conv2d(4, 4, 3)
+        self.reparam.bias.data = self.pos_enc.bias
+        self.__delattr__("pos_enc")
+        self.w = nn.Parameter(self.weight.data)
+        self._parameters.pop("weight")
+        self.v = nn.Parameter(self.first.weight)
+        delattr(self, "first")
+
     def drop(self):
         self.head.weight = nn.Parameter(self.old_head.weight)
         self.old_head = None

@@ -85,7 +85,7 @@ _RULES = [
     # 5xx: several devices
     Rule("TIE501", "ends on two devices", "error", "A declared tie has its ends on two devices, as copies."),
     # 6xx: source code
-    Rule("TIE600", "not looked at", "error", "A source file could not be read or parsed, so nothing is known of it."),
+    Rule("TIE600", "not looked at", "error", "What lies there could not be read, so nothing is known of it."),
     Rule("TIE601", "Parameter over another", "error", "A line makes a second Parameter over another's memory."),
     Rule("TIE602", "data pointed at another", "error", "A line points `.data` at another Parameter's memory."),
     Rule("TIE603", "view in place of a Parameter", "error", "A line assigns a tensor where torch takes a Parameter."),

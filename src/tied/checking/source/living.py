@@ -118,16 +118,21 @@ def _deletes(text: Text, scope: Scope, source: Place) -> bool:
         place = text.follower.place(target, where)
         if _holds(place, source) or (isinstance(target, ast.Name) and place and source.root[:2] == place.root[:2]):
             return True
-    for call, where in scope.calls:
-        if isinstance(call.func, ast.Name) and call.func.id == "delattr" and len(call.args) == 2:
-            get = ast.Call(ast.Name("getattr"), call.args, [])
-            if _holds(text.follower.place(get, where), source):
-                return True
-        elif isinstance(call.func, ast.Attribute) and call.func.attr in ("pop", "__delattr__") and call.args:
-            place = text.follower.place(ast.Subscript(call.func.value, call.args[0]), where)
-            if _holds(place, source):
-                return True
-    return False
+    return any(_holds(text.follower.place(gone, where), source) for gone, where in _taken_away(scope))
+
+
+def _taken_away(scope: Scope) -> Iterator[tuple[ast.expr, At]]:
+    """Yield what `delattr`, `__delattr__` and `_parameters.pop` delete, as the expression that would read it."""
+    for call, at in scope.calls:
+        match call:
+            case ast.Call(func=ast.Name(id="delattr"), args=[of, name]):
+                yield ast.Call(ast.Name("getattr"), [of, name], []), at
+            case ast.Call(func=ast.Attribute(value=of, attr="__delattr__"), args=[name]):
+                yield ast.Call(ast.Name("getattr"), [of, name], []), at
+            case ast.Call(func=ast.Attribute(value=of, attr="pop"), args=[name, *_]):
+                yield ast.Subscript(of, name), at
+            case _:
+                pass
 
 
 def _replaces(text: Text, scope: Scope, source: Place, at: At) -> bool:

@@ -36,17 +36,20 @@ RULES = {
 
 
 def look_at_source(
-    path: str | Path, *, select: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    *paths: str | Path, select: Sequence[str] | None = None, ignore: Sequence[str] = ()
 ) -> Report:
-    """Look for the wrong ways to share weights in a Python file, or in those of a folder; nothing is run.
+    """Look for the wrong ways to share weights in Python files, and in those of folders; nothing is run.
 
     Law: a finding is a line that shares by halves, not at all, or by accident; where names lead nowhere known,
     nothing is found. What could not be looked at is a finding, too, which only `ignore` silences.
 
     Args:
-        path: A file, or a folder.
+        paths: Files and folders.
         select: Codes of findings, or their beginnings, to report; None is all.
         ignore: Codes, or their beginnings, to leave out.
+
+    Returns:
+        The findings by file and line.
 
     Example:
         >>> import tempfile
@@ -55,12 +58,18 @@ def look_at_source(
         >>> [(found.code, found.line) for found in look_at_source(path).findings]
         [('TIE601', 3)]
     """
-    path = Path(path)
-    files = list(python_files(path))
+    named = [Path(path) for path in paths]
+    files = list(dict.fromkeys(file for path in named for file in python_files(path)))
     with _without_collecting():
-        findings = [found for file in files for found in findings_in(file, whole=file == path)]
+        findings = [found for file in files for found in findings_in(file, whole=file in named)]
     selected = None if select is None else [*select, NOT_LOOKED_AT]
-    return Report(str(path), findings=chosen(findings, select=selected, ignore=ignore), files=len(files))
+    kept = set(chosen(findings, select=selected, ignore=ignore))
+    return Report(_subject(named), findings=tuple(one for one in findings if one in kept), files=len(files))
+
+
+def _subject(paths: Sequence[Path]) -> str:
+    few = ", ".join(map(str, paths[:3]))
+    return few if len(paths) <= 3 else f"{few} and {len(paths) - 3} more"
 
 
 def findings_in(path: Path, *, whole: bool = True) -> Iterator[Finding]:
