@@ -174,9 +174,7 @@ def _of_source(paths: list[str], chosen: dict[str, Any]) -> Report:
     return look_at_path(paths[0], **chosen) if len(paths) == 1 else look_at_source(*paths, **chosen)
 
 
-def _report(
-    subject: str, arguments: dict[str, Any], chosen: dict[str, Any], *, prove: bool
-) -> tuple[Report, str]:
+def _report(subject: str, arguments: dict[str, Any], chosen: dict[str, Any], *, prove: bool) -> tuple[Report, str]:
     if Path(subject).exists() or subject.endswith(SUFFIXES):
         from tied.checking.paths import look_at_path
 

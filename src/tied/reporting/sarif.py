@@ -76,7 +76,9 @@ def _command(finding: Finding, subject: str) -> str:
     title = f"{finding.code} {RULES[finding.code].title}"
     said = finding.message if finding.file else f"{subject}: {finding.message}"
     text = said + (f"\nfix: {finding.fix}" if finding.fix else "")
-    where = f"file={_property(finding.file)}," + (f"line={finding.line}," if finding.line else "") if finding.file else ""
+    where = (
+        f"file={_property(finding.file)}," + (f"line={finding.line}," if finding.line else "") if finding.file else ""
+    )
     return f"::{COMMANDS[finding.severity]} {where}title={_property(title)}::{_data(text)}"
 
 

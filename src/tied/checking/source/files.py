@@ -19,6 +19,7 @@ SHORT = 8 << 10  # a file up to this length is parsed whatever it holds, so that
 SUFFIX = ".py"
 SKIPPED = frozenset(("__pycache__", "site-packages", "node_modules"))
 
+
 class UnreadableError(Exception):
     """A file could not be looked at: why, and on which line."""
 
@@ -57,7 +58,7 @@ def read(path: Path) -> str:
         UnreadableError: it is no regular file, too large, or not of the encoding that it claims.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UnreadableError("it is not a regular file")

@@ -43,7 +43,12 @@ def _tie(target: Place, source: View) -> str:
     if target.root[:2] != source.place.root[:2]:
         left_key, right_key = _key(target), _key(source.place)
         items = f'"{right_key}": {source.place.root.name}, "{left_key}": {target.root.name}'
-        head, root, left, right = f"pair = torch.nn.ModuleDict({{{items}}})\n", "pair", f"m.{left_key}", f"m.{right_key}"
+        head, root, left, right = (
+            f"pair = torch.nn.ModuleDict({{{items}}})\n",
+            "pair",
+            f"m.{left_key}",
+            f"m.{right_key}",
+        )
         if loops:
             return ""
     line = _assign(target.path, left, spelled(source.place.path, right) + "".join(source.turns))

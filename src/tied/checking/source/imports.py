@@ -10,17 +10,9 @@ import re
 from collections.abc import Container, Iterable
 
 from tied.checking.source.scopes import At, lookup
+from tied.checking.source.vocabulary import STARRED, WITH_PARAMETERS
 
 USUAL = {"torch": "torch", "nn": "torch.nn", "F": "torch.nn.functional"}  # where a piece of code imports nothing
-STARRED = ("Parameter", "ParameterList", "ParameterDict", "Module", "ModuleList", "ModuleDict", "Sequential", "functional")
-WITH_PARAMETERS = frozenset(
-    """Linear Bilinear LazyLinear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d LazyConv1d
-    LazyConv2d LazyConv3d LazyConvTranspose1d LazyConvTranspose2d LazyConvTranspose3d Embedding EmbeddingBag RNN LSTM
-    GRU RNNCell LSTMCell GRUCell BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LazyBatchNorm1d LazyBatchNorm2d
-    LazyBatchNorm3d LayerNorm GroupNorm RMSNorm PReLU MultiheadAttention Transformer TransformerEncoder
-    TransformerDecoder TransformerEncoderLayer TransformerDecoderLayer AdaptiveLogSoftmaxWithLoss""".split()
-)
-"""The layers of torch.nn that have parameters unless their arguments say otherwise."""
 
 
 class Names:

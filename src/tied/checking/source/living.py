@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from tied.checking.source.places import Place
 from tied.checking.source.scopes import At, FunctionNode, Scope, Store, encloses
 from tied.checking.source.text import Text
-from tied.checking.source.words import CONVERTING, comments_at, docstrings_around, names_around, words
+from tied.checking.source.vocabulary import CONVERTING, HEADS, TABLES, TIES
+from tied.checking.source.words import comments_at, docstrings_around, names_around, words
 
 WALKS = frozenset(("modules()", "named_modules()", "children()", "named_children()"))
 MAKES_FIRST, READS_BACK = frozenset(("encoder", "encode", "enc")), frozenset(("decoder", "decode", "dec"))
-TABLES = frozenset(("embed", "embedding", "embeddings", "emb", "wte", "tok", "vocab"))
-HEADS = frozenset(("head", "output", "out", "proj", "projection", "logits", "classifier", "unembed", "lm", "decoder"))
-TIES = frozenset(("tie", "ties", "tied", "tying"))
 TYING = TIES | {"share", "shares", "shared", "sharing"}
 
 
@@ -53,16 +51,16 @@ def _may_be_one(target: Place, source: Place) -> bool:
     """Whether names that nobody knows before the code runs may lead both to one slot, or one to the other's module."""
     if target.root[:2] != source.root[:2]:
         return False
-    unknown = [any(part[0] == "{" or part in WALKS or _is_asked(part) for part in p.path) for p in (target, source)]
+    unknown = all(any(map(_is_unknown, place.path)) for place in (target, source))
     if target.owner.same(source.owner):
         return any(p.path[-1][0] == "{" for p in (target, source))
     walks = any(part in WALKS for part in (*target.path, *source.path))
-    return walks and all(unknown)
+    return walks and unknown
 
 
-def _is_asked(part: str) -> bool:
-    """Whether a part of a path is a call with arguments, such as `get_submodule(name)`."""
-    return part.endswith(")") and not part.endswith("()")
+def _is_unknown(part: str) -> bool:
+    """Whether a part of a path is known when the code runs: `{name}`, `modules()`, `get_submodule(name)`."""
+    return part[0] == "{" or part in WALKS or (part.endswith(")") and not part.endswith("()"))
 
 
 def _is_said(text: Text, at: At) -> bool:
@@ -99,7 +97,10 @@ def _arguments(call: ast.Call) -> list[ast.expr]:
 def _copies(call: ast.Call) -> bool:
     """Whether a call compares or pairs its arguments, which says nothing about what becomes of them."""
     name = ast.unparse(call.func).rpartition(".")[2]
-    return bool({"zip", "setattr", "isinstance", "equal", "allclose", "close", "print", "assert", "copy", "compare"} & {name, *words(name)})
+    return bool(
+        {"zip", "setattr", "isinstance", "equal", "allclose", "close", "print", "assert", "copy", "compare"}
+        & {name, *words(name)}
+    )
 
 
 # -- what goes away ---------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def _is_itself(text: Text, store: Store, place: Place | None) -> bool:
 def _is_later(store: Store, at: At) -> bool:
     if store.at.scope is not at.scope:
         return isinstance(store.target, ast.Subscript) or _is_nothing(store.value)
-    return store.at.index > at.index and encloses(store.at.block, at.block)
+    return store.at.number > at.number and encloses(store.at.block, at.block)
 
 
 def _is_nothing(value: ast.expr) -> bool:

@@ -35,10 +35,8 @@ RULES = {
 }
 
 
-def look_at_source(
-    *paths: str | Path, select: Sequence[str] | None = None, ignore: Sequence[str] = ()
-) -> Report:
-    """Look for the wrong ways to share weights in Python files, and in those of folders; nothing is run.
+def look_at_source(*paths: str | Path, select: Sequence[str] | None = None, ignore: Sequence[str] = ()) -> Report:
+    r"""Look for the wrong ways to share weights in Python files, and in those of folders; nothing is run.
 
     Law: a finding is a line that shares by halves, not at all, or by accident; where names lead nowhere known,
     nothing is found. What could not be looked at is a finding, too, which only `ignore` silences.
@@ -54,7 +52,7 @@ def look_at_source(
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "model.py"
-        >>> _ = path.write_text("from torch import nn\\ndef tie(m):\\n    m.b.weight = nn.Parameter(m.a.weight.t())\\n")
+        >>> _ = path.write_text("from torch import nn\ndef tie(m):\n    m.b.weight = nn.Parameter(m.a.weight.t())\n")
         >>> [(found.code, found.line) for found in look_at_source(path).findings]
         [('TIE601', 3)]
     """

@@ -14,14 +14,10 @@ from typing import NamedTuple
 
 from tied.checking.source.imports import Names
 from tied.checking.source.scopes import At, Binding, Class, each, lookup
+from tied.checking.source.vocabulary import NO_MODULE, VIEWS
 
 MOST_STEPS = 25  # from name to name
 WEIGHT = re.compile(r"(?:^|_)(?:weight|bias|kernel)s?(?:$|_|\d)|^W(?:_\w+|\d*)$")
-NO_MODULE = frozenset(("config", "cfg", "conf", "args", "opt", "opts", "hparams", "batch", "data", "df", "state_dict"))
-VIEWS = frozenset(
-    """t transpose permute view reshape flatten squeeze unsqueeze narrow expand expand_as view_as swapaxes swapdims
-    movedim moveaxis select unflatten adjoint ravel""".split()
-)
 TURNED = frozenset(("T", "mT", "H", "mH"))
 SAME = frozenset(("requires_grad_", "detach_"))
 THROUGH = frozenset(("list", "tuple", "reversed", "iter", "enumerate", "dict", "sorted"))
@@ -205,8 +201,8 @@ class Follower:
                 return node.value, f".{node.attr}"
             case ast.Subscript() if _is_view(node, self):
                 return node.value, f"[{ast.unparse(node.slice)}]"
-            case ast.Call(func=ast.Attribute()) if not self.called(node, at):
-                return self._method(node.func.value, node.func.attr, node)
+            case ast.Call(func=ast.Attribute(value=of, attr=name)) if not self.called(node, at):
+                return self._method(of, name, node)
             case ast.Call():
                 return self._function(node, at)
             case _:
@@ -300,8 +296,9 @@ class Follower:
         place = self.place(iterated, binding.at, depth + 1) if iterated else None
         if place is None:
             return None
-        kept = {(): not _gives_pairs(place, iterated), (1,): _gives_pairs(place, iterated)}
-        return replace(place / f"*{name}", loops=(*place.loops, *_loop(name, binding))) if kept.get(position) else None
+        if position != ((1,) if _gives_pairs(place, iterated) else ()):
+            return None
+        return replace(place / f"*{name}", loops=(*place.loops, *_loop(name, binding)))
 
     # -- weights
 
@@ -343,9 +340,11 @@ def attribute(name: ast.expr) -> str:
 def _is_view(node: ast.Subscript, follower: Follower) -> bool:
     """Whether an index gives a view of a tensor: slices, whole numbers and None; a name may be a mask, which copies."""
     parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    plain = all(isinstance(p, ast.Slice) or isinstance(p, ast.Constant) or _is_negative(p) for p in parts)
+    plain = all(isinstance(p, ast.Slice | ast.Constant) or _is_negative(p) for p in parts)
     sliced = any(isinstance(p, ast.Slice) for p in parts) or len(parts) > 1
-    return plain and (sliced or (isinstance(node.value, ast.Attribute) and node.value.attr in ("weight", "bias", "data")))
+    return plain and (
+        sliced or (isinstance(node.value, ast.Attribute) and node.value.attr in ("weight", "bias", "data"))
+    )
 
 
 def _is_negative(node: ast.expr) -> bool:

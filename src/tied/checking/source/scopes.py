@@ -8,9 +8,9 @@ Everything here walks with a stack of its own: a chain of a thousand `elif`s is 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
@@ -45,7 +45,7 @@ class At(NamedTuple):
     """
 
     scope: Scope
-    index: int
+    number: int
     block: Block | None
     statement: ast.stmt
     inside: tuple[ast.expr, ...] = ()
@@ -188,32 +188,67 @@ def _note(scope: Scope, node: ast.stmt, at: At) -> None:
             scope.comprehensions.append((expression, here))
         elif isinstance(expression, ast.NamedExpr):
             scope.bind(expression.target.id, "value", expression.value, here)
-    match node:
-        case ast.Assign():
-            for target in node.targets:
-                _assign(scope, target, node.value, at)
-        case ast.AnnAssign(value=ast.expr()):
-            _assign(scope, node.target, node.value, at)
-        case ast.For() | ast.AsyncFor():
-            for name, position in each(node.target):
-                scope.bind(name, "each", node.iter, at, position)
-        case ast.Delete():
-            scope.deletions += [(target, at) for target in node.targets]
-            _forget(scope, node.targets, at)
-        case ast.AugAssign():
-            _forget(scope, [node.target], at)
-        case ast.With() | ast.AsyncWith():
-            _forget(scope, [item.optional_vars for item in node.items if item.optional_vars], at)
-        case ast.Return(value=ast.expr()):
-            scope.returns.append(node.value)
-        case ast.Import() | ast.ImportFrom():
-            scope.imports.append(node)
-            for alias in node.names:
-                scope.bind(alias.asname or alias.name.split(".")[0], "unknown", None, at)
-        case ast.Try():
-            _forget(scope, [ast.Name(h.name) for h in node.handlers if h.name], at)
-        case _:
-            pass
+    note = NOTES.get(type(node))
+    if note:
+        note(scope, node, at)
+
+
+def _note_assign(scope: Scope, node: ast.Assign, at: At) -> None:
+    for target in node.targets:
+        _assign(scope, target, node.value, at)
+
+
+def _note_annotated(scope: Scope, node: ast.AnnAssign, at: At) -> None:
+    if node.value:
+        _assign(scope, node.target, node.value, at)
+
+
+def _note_loop(scope: Scope, node: ast.For | ast.AsyncFor, at: At) -> None:
+    for name, position in each(node.target):
+        scope.bind(name, "each", node.iter, at, position)
+
+
+def _note_delete(scope: Scope, node: ast.Delete, at: At) -> None:
+    scope.deletions += [(target, at) for target in node.targets]
+    _forget(scope, node.targets, at)
+
+
+def _note_with(scope: Scope, node: ast.With | ast.AsyncWith, at: At) -> None:
+    _forget(scope, [item.optional_vars for item in node.items if item.optional_vars], at)
+
+
+def _note_import(scope: Scope, node: ast.Import | ast.ImportFrom, at: At) -> None:
+    scope.imports.append(node)
+    for alias in node.names:
+        scope.bind(alias.asname or alias.name.split(".")[0], "unknown", None, at)
+
+
+def _note_return(scope: Scope, node: ast.Return, at: At) -> None:
+    scope.returns += [node.value] if node.value else []
+
+
+def _note_augmented(scope: Scope, node: ast.AugAssign, at: At) -> None:
+    _forget(scope, [node.target], at)
+
+
+def _note_try(scope: Scope, node: ast.Try, at: At) -> None:
+    _forget(scope, [ast.Name(handler.name) for handler in node.handlers if handler.name], at)
+
+
+NOTES: dict[type[ast.stmt], Callable[[Scope, Any, At], None]] = {
+    ast.Assign: _note_assign,
+    ast.AnnAssign: _note_annotated,
+    ast.AugAssign: _note_augmented,
+    ast.For: _note_loop,
+    ast.AsyncFor: _note_loop,
+    ast.Delete: _note_delete,
+    ast.With: _note_with,
+    ast.AsyncWith: _note_with,
+    ast.Import: _note_import,
+    ast.ImportFrom: _note_import,
+    ast.Return: _note_return,
+    ast.Try: _note_try,
+}
 
 
 def _assign(scope: Scope, target: ast.expr, value: ast.expr, at: At) -> None:
@@ -309,8 +344,8 @@ def _inside(name: str, at: At, depth: int) -> Binding | None:
 
 def _reaching(bindings: list[Binding], at: At) -> Binding:
     unknown = Binding("unknown", None, bindings[0].at)
-    before = [binding for binding in bindings if binding.at.index < at.index]
-    if not before or not encloses(before[-1].at.block, at.block) and not _is_loop_of(before[-1], at):
+    before = [binding for binding in bindings if binding.at.number < at.number]
+    if not before or (not encloses(before[-1].at.block, at.block) and not _is_loop_of(before[-1], at)):
         return unknown
     last = before[-1]
     loops = [block for block in at.blocks() if isinstance(block.node, LOOPS)]

@@ -13,7 +13,9 @@ OF_TORCH = (
     r"(?:torch|th)\.(?:zeros|ones|empty|randn?|randint|randperm|full|tensor|eye|arange|linspace|\w+_like|\w*Tensor)\("
 )
 WEIGHT = r"(?:weight|bias|kernel)s?(?:_\w+|\d\w*)?|W(?:_\w+|\d*)"
-TURNED = r"\.(?:t\(|[TH]\b|m[TH]\b|transpose|permute|view|reshape|swap|squeeze|unsqueeze|flatten|narrow|\w+\((?:0|1|-1),)"
+TURNED = (
+    r"\.(?:t\(|[TH]\b|m[TH]\b|transpose|permute|view|reshape|swap|squeeze|unsqueeze|flatten|narrow|\w+\((?:0|1|-1),)"
+)
 VIEWED = rf"{TURNED}|\.data\b|\.detach\(|\[(?=[^\]\n]*[:,]|-?\d)"
 OTHER = frozenset(("None", "True", "False", "int", "float", "str", "bool", "init", "self", "torch", "_"))
 AT_EVERY_STEP = ("forward", "hook", "on_", "_step", "__call__")
@@ -51,11 +53,8 @@ def _pointers(text: str) -> bool:
 def _raw(text: str) -> bool:
     if "setattr(" in text and SET.search(text):
         return True
-    for found in SLOT.finditer(text):
-        if OF_SOMETHING.search(text, max(0, found.start() - 40), found.start()):
-            if not found[1] or _is_given(text, found[1], VIEWED):
-                return True
-    return False
+    slots = (f for f in SLOT.finditer(text) if OF_SOMETHING.search(text, max(0, f.start() - 40), f.start()))
+    return any(not found[1] or _is_given(text, found[1], VIEWED) for found in slots)
 
 
 def _copies(text: str) -> bool:

@@ -14,7 +14,6 @@ from tied.checking.source.places import Follower
 from tied.checking.source.scopes import At, Class, Scope, Store, scopes_of
 from tied.checking.source.words import comments_of
 
-
 STORING = frozenset(("setattr", "register_parameter", "__setattr__", "append"))
 
 

@@ -12,20 +12,8 @@ import tokenize
 from collections.abc import Iterator, Mapping
 
 from tied.checking.source.scopes import At, FunctionNode, Scope
+from tied.checking.source.vocabulary import SHARING
 
-SHARING = frozenset(
-    """tie ties tied tying share shares shared sharing same reuse reused recurrent universal looped looping loop siamese
-    unrolled albert""".split()
-)
-CONVERTING = frozenset(
-    """convert converts converted converting conversion export exporting port migrate load loading from import fuse fused
-    merge fold folded replace replaced swap prune pruned quantize quantized quantizer resize resized extend expand shrink to
-    transplant transfer""".split()
-)
-AVERAGING = frozenset(
-    """ema target targets teacher momentum shadow old prev previous best frozen snapshot avg average averaged backup
-    polyak slow key delayed lagged swa mean reference ref init initial""".split()
-)
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 IGNORED = re.compile(r"#\s*tied:\s*ignore(?!\w)(?:\s*\[([^\]]*)\])?")
 
@@ -35,7 +23,7 @@ def words(text: str) -> set[str]:
 
     Example:
         >>> sorted(words("def tie_weights: TiedDecoder"))
-        ['def', 'decoder', 'tie', 'tied', 'weights']
+        ['decoder', 'def', 'tie', 'tied', 'weights']
     """
     return {word.lower() for word in WORD.findall(text)}
 
@@ -89,14 +77,18 @@ def docstrings_around(at: At) -> str:
 def conditions_around(at: At) -> list[ast.expr]:
     """Return what holds where a statement stands, by the `if`s and `while`s around it, the innermost first."""
     blocks = [block for block in at.blocks() if isinstance(block.node, ast.If | ast.While)]
-    return [holding(block.node.test, block.part == "body") for block in blocks if isinstance(block.node, ast.If | ast.While)]
+    return [
+        holding(block.node.test, block.part == "body") for block in blocks if isinstance(block.node, ast.If | ast.While)
+    ]
 
 
 def holding(test: ast.expr, is_true: bool) -> ast.expr:
     """Return a test as it holds: `not share` where `share` is false, and `share` where `not share` is."""
     if is_true:
         return test
-    return test.operand if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) else ast.UnaryOp(ast.Not(), test)
+    return (
+        test.operand if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) else ast.UnaryOp(ast.Not(), test)
+    )
 
 
 def asks_for_sharing(test: ast.expr) -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from tied.checking.source.fixes import fix_of_tie
 from tied.checking.source.found import Found
-from tied.checking.source.imports import WITH_PARAMETERS
 from tied.checking.source.living import is_gone, live_together
 from tied.checking.source.places import PARAMETERS, WRAPS, Place, View
 from tied.checking.source.scopes import Scope, Store
 from tied.checking.source.text import Text
+from tied.checking.source.vocabulary import WITH_PARAMETERS
 from tied.checking.source.words import names_around, words
 
 PORTING = frozenset(("convert", "conversion", "converter", "export", "port", "migrate"))
@@ -31,7 +31,9 @@ def pointed_data(text: Text) -> Iterator[Found]:
             walked = _are_walked(text, target.place, view.place, store)
             if (walked or live_together(text, target.place, view.place, store.at)) and not _swaps(text, scope, view):
                 said = f"{target.place}.data is pointed at the memory of {view.place}"
-                message = f"{said}: two Parameters over one memory, stepped twice, and parted by a cast, a copy or a load."
+                message = (
+                    f"{said}: two Parameters over one memory, stepped twice, and parted by a cast, a copy or a load."
+                )
                 names = (str(target.place), str(view))
                 fix = fix_of_tie(text, target.place, view)
                 yield Found("TIE602", store.at.statement, store.at, names, message, fix)
@@ -49,7 +51,9 @@ def _pointings(text: Text, scope: Scope) -> Iterator[Store]:
 def _are_walked(text: Text, target: Place, source: Place, store: Store) -> bool:
     """Whether a loop walks through the parameters of two models side by side."""
     both = PARAMETERS & {*target.path} and PARAMETERS & {*source.path}
-    return bool(both) and not PORTING & words(f"{names_around(store.at)} {text.stem}") and not source.within(target.owner)
+    return (
+        bool(both) and not PORTING & words(f"{names_around(store.at)} {text.stem}") and not source.within(target.owner)
+    )
 
 
 def _swaps(text: Text, scope: Scope, source: View) -> bool:
@@ -66,9 +70,9 @@ def raw_assignments(text: Text) -> Iterator[Found]:
             view = text.follower.view(store.value, store.at)
             if not target or not view or not view.steps or WRAPS in view.steps or text.is_tying(store.at):
                 continue
-            if _takes_parameters(text, target, view.place) and live_together(text, target, view.place, store.at):
-                if not is_gone(text, target, store.at):
-                    yield _refused(text, store, target, view)
+            live = live_together(text, target, view.place, store.at) and not is_gone(text, target, store.at)
+            if live and _takes_parameters(text, target, view.place):
+                yield _refused(text, store, target, view)
 
 
 def _takes_parameters(text: Text, target: Place, source: Place) -> bool:
@@ -82,10 +86,7 @@ def _takes_parameters(text: Text, target: Place, source: Place) -> bool:
 
 
 def _refused(text: Text, store: Store, target: Place, view: View) -> Found:
-    slot = target.path[-1]
-    message = f"torch refuses this line: TypeError, {target} takes a Parameter as '{slot}', and {_what(view)} is a tensor."
-    return Found("TIE603", store.at.statement, store.at, (str(target), str(view)), message, fix_of_tie(text, target, view))
-
-
-def _what(view: View) -> str:
-    return f"{view.place}{''.join(view.steps)}"
+    given = f"{view.place}{''.join(view.steps)}"
+    message = f"torch refuses this line: {target} takes a Parameter, and {given} is a tensor (TypeError)."
+    names, fix = (str(target), str(view)), fix_of_tie(text, target, view)
+    return Found("TIE603", store.at.statement, store.at, names, message, fix)

@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterator
 
 from tied.checking.source.found import Found
-from tied.checking.source.imports import WITH_PARAMETERS
 from tied.checking.source.places import PARAMETER
 from tied.checking.source.scopes import At, Comprehension, lookup
 from tied.checking.source.text import Text
+from tied.checking.source.vocabulary import SHARING, WITH_PARAMETERS
 from tied.checking.source.words import (
-    SHARING,
     asks_for_sharing,
     comments_at,
     conditions_around,
@@ -26,8 +25,9 @@ from tied.checking.source.words import (
 )
 
 LISTS = ("torch.nn.ModuleList", "torch.nn.Sequential", "torch.nn.ParameterList")
-MODULE = "torch.nn.Module"
-LAYERS = re.compile(r"(Block|Layer|Cell|Attention|Linear|Conv\w*|Embedding|MLP|FFN|FeedForward|Encoder|Decoder|Expert)$")
+LAYERS = re.compile(
+    r"(Block|Layer|Cell|Attention|Linear|Conv\w*|Embedding|MLP|FFN|FeedForward|Encoder|Decoder|Expert)$"
+)
 BARE = re.compile(r"Pool|Activ|Drop|Flatten|Identity|Pad|Upsample|Reshape|Lambda|Mask|Position")
 WITHOUT = ("affine", "elementwise_affine")
 DEEP = 8
@@ -43,9 +43,10 @@ def repeated_modules(text: Text) -> Iterator[Found]:
                 if isinstance(product.op, ast.Mult) and elements and not _is_one(many):
                     yield from _repeated(text, product, elements, at, listed.get(id(product), ""))
         for node, at in scope.comprehensions:
-            if isinstance(node, ast.ListComp | ast.GeneratorExp) and isinstance(node.elt, ast.Name):
-                if not _is_of_loop(node.elt.id, node):
-                    yield from _repeated(text, node, [node.elt], at, listed.get(id(node), ""))
+            if not isinstance(node, ast.ListComp | ast.GeneratorExp) or not isinstance(node.elt, ast.Name):
+                continue
+            if not _is_of_loop(node.elt.id, node):
+                yield from _repeated(text, node, [node.elt], at, listed.get(id(node), ""))
 
 
 def _in_lists(text: Text, calls: list[tuple[ast.Call, At]]) -> Iterator[tuple[str, ast.expr]]:
@@ -146,5 +147,9 @@ def _fix(node: ast.expr, element: ast.expr, what: str) -> str:
         return f"[{new} for _ in {over}]"
     new = shown if isinstance(element, ast.Call) else f"copy.deepcopy({shown})"
     depth = over.removeprefix("range(").removesuffix(")")
-    one = "" if not over.startswith("range(") or "," in depth else f"\n# or, one on purpose: tied.nn.Looped({shown}, {depth})"
+    one = (
+        ""
+        if not over.startswith("range(") or "," in depth
+        else f"\n# or, one on purpose: tied.nn.Looped({shown}, {depth})"
+    )
     return f"[{new} for _ in {over}]{one}"

@@ -15,14 +15,8 @@ from tied.checking.source.places import Place, View
 from tied.checking.source.running import Running
 from tied.checking.source.scopes import At, Scope, Store
 from tied.checking.source.text import Text
-from tied.checking.source.words import AVERAGING, conditions_around, names_around, words
-
-OPERATIONS = frozenset(
-    """linear bilinear matmul mm bmm addmm mv einsum embedding embedding_bag conv1d conv2d conv3d conv_transpose1d
-    conv_transpose2d conv_transpose3d tensordot""".split()
-)
-SELECTING = frozenset(("argmin", "argmax", "topk", "sort", "argsort", "min", "multinomial", "one_hot"))
-WITHOUT_EFFECT = frozenset(("clone", "contiguous", "to", "float", "half", "type_as", "cpu", "cuda"))
+from tied.checking.source.vocabulary import AVERAGING, OPERATIONS, SELECTING, WITHOUT_EFFECT
+from tied.checking.source.words import conditions_around, names_around, words
 
 
 def copies(text: Text) -> Iterator[Found]:
@@ -138,7 +132,7 @@ def _may_be(called: Place, layer: Place) -> bool:
 
 
 def _is_meant_to_learn(scope: Scope, view: View) -> bool:
-    """Whether the values go on: where they choose a nearest row, no gradient is lost; `.detach()` alone is deliberate."""
+    """Whether the values go on: what only chooses a row loses no gradient, and `.detach()` alone is deliberate."""
     chosen = {call.func.attr for call, _ in scope.calls if isinstance(call.func, ast.Attribute)}
     return not SELECTING & chosen and (".data" in view.steps or bool(view.turns))
 
@@ -146,11 +140,11 @@ def _is_meant_to_learn(scope: Scope, view: View) -> bool:
 class _Whole(ast.NodeTransformer):
     """Takes `.data` and `.detach()` off."""
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
         return node.value if node.attr == "data" else node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         detaches = isinstance(node.func, ast.Attribute) and node.func.attr == "detach" and not node.args
         return node.func.value if detaches and isinstance(node.func, ast.Attribute) else node
