@@ -16,7 +16,7 @@ WEIGHT = r"(?:weight|bias|kernel)s?(?:_\w+|\d\w*)?|W(?:_\w+|\d*)"
 TURNED = (
     r"\.(?:t\(|[TH]\b|m[TH]\b|transpose|permute|view|reshape|swap|squeeze|unsqueeze|flatten|narrow|\w+\((?:0|1|-1),)"
 )
-VIEWED = rf"{TURNED}|\.data\b|\.detach\(|\[(?=[^\]\n]*[:,]|-?\d)"
+VIEWED = rf"{TURNED}|\.data\b|\.detach\(|\[(?=[^\]\n]*[:,]|-?\d|None|\.\.\.)"
 OTHER = frozenset(("None", "True", "False", "int", "float", "str", "bool", "init", "self", "torch", "_"))
 AT_EVERY_STEP = ("forward", "hook", "on_", "_step", "__call__")
 

@@ -41,13 +41,13 @@ def comments_of(text: str) -> dict[int, str]:
 
 
 def comments_at(comments: Mapping[int, str], first: int, last: int) -> str:
-    """Return the comments on some lines, and those that stand right above them."""
+    """Return the comments on some lines, and those right above them; what silences a rule says nothing else."""
     said = [comments[line] for line in range(first, last + 1) if line in comments]
     line = first - 1
     while line in comments:
         said.append(comments[line])
         line -= 1
-    return " ".join(said)
+    return IGNORED.sub("", " ".join(said))
 
 
 def is_ignored(comments: Mapping[int, str], lines: range, code: str) -> bool:
