@@ -29,7 +29,10 @@ def fix_of_tie(text: Text, target: Place, source: View, *, maker: str = "") -> s
     tie = _tie(target, source)
     if tie and maker and len(target.path) == 1 and target.path[0][0] not in "[{*":
         tie = f"{target} = {maker}({source}.detach().clone())\n{tie}"
-    return f"{tie}\n{plain}" if tie else f"{_plain(text, target, source)}"
+    if tie:
+        return f"{tie}\n{plain}"
+    adopted = "" if source.turns else f"\n# with tied, afterwards: tied.adopt({target.root.name})"
+    return _plain(text, target, source) + adopted
 
 
 def _tie(target: Place, source: View) -> str:

@@ -53,9 +53,9 @@ def comments_at(comments: Mapping[int, str], first: int, last: int) -> str:
 def is_ignored(comments: Mapping[int, str], lines: range, code: str) -> bool:
     """Whether a comment on one of the lines says `# tied: ignore`, or `# tied: ignore[CODE]`."""
     for line in lines:
-        said = IGNORED.search(comments.get(line, ""))
-        if said and (said[1] is None or any(_begins(code, one) for one in said[1].split(","))):
-            return True
+        for said in IGNORED.finditer(comments.get(line, "")):
+            if said[1] is None or any(_begins(code, one) for one in said[1].split(",")):
+                return True
     return False
 
 
