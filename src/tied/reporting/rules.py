@@ -31,7 +31,7 @@ class Rule:
     @property
     def section(self) -> str:
         """The section of docs/rules.md about it."""
-        return f"{self.code.lower()}-{self.title.replace(',', '').replace(' ', '-')}"
+        return f"{self.code}-{self.title.replace(',', '').replace(' ', '-')}".lower()
 
 
 _RULES = [

@@ -71,7 +71,10 @@ def test_an_empty_folder_and_an_empty_file(tmp_path: Path):
     "content",
     [
         WRONG.encode("utf-8-sig"),
-        b"# -*- coding: latin-1 -*-\n# caf\xe9\n" + WRONG.split("\n", 2)[0].encode() + b"\n" + WRONG.split("\n", 2)[2].encode(),
+        b"# -*- coding: latin-1 -*-\n# caf\xe9\n"
+        + WRONG.split("\n", 2)[0].encode()
+        + b"\n"
+        + WRONG.split("\n", 2)[2].encode(),
         WRONG.replace("\n", "\r\n").encode(),
         WRONG.replace("\n", "\r").encode(),
         WRONG.replace("\n\n", "\n\f\n").encode(),
@@ -93,14 +96,20 @@ def test_every_encoding_is_read(tmp_path: Path, content: bytes):
         (b"x = 1\n\0\n", 2, "it holds a NUL byte"),
         (b"import torch\ndef broken(:\n", 2, "it does not parse: invalid syntax"),
         (b"  x = 1\n", 1, "it does not parse: unexpected indent"),
-        (b"print 'Python 2'\n", 1, "it does not parse: Missing parentheses in call to 'print'. Did you mean print(...)?"),
+        (
+            b"print 'Python 2'\n",
+            1,
+            "it does not parse: Missing parentheses in call to 'print'. Did you mean print(...)?",
+        ),
         (b"x = (" * 500, 1, "it does not parse: too many nested parentheses"),
         (WRONG.encode() + b"x = " + b"-" * 100_000 + b"1", 1, "it is nested too deeply to be parsed"),
         (b"x = '''", 1, "it does not parse: unterminated triple-quoted string literal (detected at line 1)"),
         (b"x" * 10 + b" = 1\n" * (MOST_BYTES // 5 + 9), 1, "it is larger than 4 MiB"),
     ],
 )
-def test_what_cannot_be_looked_at_is_named_and_the_others_looked_at(tmp_path: Path, content: bytes, line: int, said: str):
+def test_what_cannot_be_looked_at_is_named_and_the_others_looked_at(
+    tmp_path: Path, content: bytes, line: int, said: str
+):
     write(tmp_path / "a.py")
     path = write(tmp_path / "b.py", content)
     write(tmp_path / "c.py")
@@ -169,7 +178,7 @@ DEEP = {
     "functions in functions": "".join("  " * n + f"def f{n}(a):\n" for n in range(90)) + "  " * 90 + "pass\n",
     "lambdas": "f = " + "lambda: " * 150 + "0\n",
     "brackets": "x = " + "[" * 90 + "]" * 90 + "\n",
-    "a class of itself": "import torch.nn as nn\nclass A(A):\n    def __init__(self):\n        self.a = A()\nx = nn.ModuleList([A()] * 3)\n",
+    "a class of itself": "class A(A):\n    def __init__(self):\n        self.a = A()\nx = nn.ModuleList([A()] * 3)\n",
     "classes of each other": (
         "class A(B):\n    def __init__(self):\n        self.b = B()\n"
         "class B(A):\n    def __init__(self):\n        self.a = A()\nx = [A()] * 3\n"

@@ -168,7 +168,9 @@ def test_a_use_with_its_gradient(cut: str):
     ours, layer = only_fix(code)
     model = built(put(code, line, f"return {ours}"))
     torch.testing.assert_close(trained(model), expected(), rtol=0, atol=1e-12)
-    code = put(put(code, "pass", f"bias = self.decoder.bias\nself.decoder = {layer}\nself.decoder.bias = bias"), line, "pass")
+    code = put(
+        put(code, "pass", f"bias = self.decoder.bias\nself.decoder = {layer}\nself.decoder.bias = bias"), line, "pass"
+    )
     torch.testing.assert_close(trained(built(code)), expected(), rtol=0, atol=1e-12)
 
 
@@ -265,7 +267,9 @@ def test_a_loop_becomes_a_loop_of_ties():
     assert shared(model)
 
 
-@pytest.mark.parametrize("line", ["self.head.weight = nn.Parameter(self.embed.weight)", "self.head.weight = self.embed.weight.data"])
+@pytest.mark.parametrize(
+    "line", ["self.head.weight = nn.Parameter(self.embed.weight)", "self.head.weight = self.embed.weight.data"]
+)
 def test_one_parameter_in_plain_torch(line: str):
     code = HEAD + LANGUAGE_MODEL.replace("LINE", line)
     _, plain = only_fix(code)
@@ -331,7 +335,9 @@ def test_several_in_place_of_one(made: str):
 
 
 def test_functions_follow_the_layer():
-    code = HEAD + """
+    code = (
+        HEAD
+        + """
 class M(nn.Module):
     def __init__(self):
         super().__init__()
@@ -342,6 +348,7 @@ class M(nn.Module):
         self.back.weight = nn.Parameter(self.conv.weight[:])
         self.other.weight = nn.Parameter(self.embed.weight.t())
 """
+    )
     plain = [one.fix.partition("plain torch: ")[2] for one in found_in(code)]
     assert plain == [
         "torch.nn.functional.conv_transpose2d(z, self.conv.weight[:], self.back.bias)  # in forward",

@@ -26,7 +26,9 @@ ALIASES = {
     "torch renamed": Alias("import torch\nimport torch as th", "th.nn.Parameter"),
     "assigned": Alias("import torch\nfrom torch import nn\nMake = nn.Parameter", "Make"),
     "starred": Alias("import torch\nfrom torch.nn import *", "Parameter"),
-    "in a try": Alias("import torch\ntry:\n    from torch.nn import Parameter\nexcept ImportError:\n    raise", "Parameter"),
+    "in a try": Alias(
+        "import torch\ntry:\n    from torch.nn import Parameter\nexcept ImportError:\n    raise", "Parameter"
+    ),
 }
 VIEWS = [
     "{}",
@@ -87,8 +89,18 @@ STORES = {
     "in parentheses": "{target}.weight = (\n    {made}\n)",
 }
 PLACES = {
-    "in __init__": ("class M(nn_.Module):\n    def __init__(self):\n        super().__init__()\n{body}", "self.a", "self.b", 8),
-    "in a method": ("class M(nn_.Module):\n    def build(self, n):\n        if n > 1:\n{body}", "self.a[0]", "self.b.c", 12),
+    "in __init__": (
+        "class M(nn_.Module):\n    def __init__(self):\n        super().__init__()\n{body}",
+        "self.a",
+        "self.b",
+        8,
+    ),
+    "in a method": (
+        "class M(nn_.Module):\n    def build(self, n):\n        if n > 1:\n{body}",
+        "self.a[0]",
+        "self.b.c",
+        12,
+    ),
     "in a function": ("def build(model):\n    for i in range(3):\n{body}", "model.a[i]", "model.b[i]", 8),
     "in a script": ("model = build()\n{body}", "model.a", "model.b", 0),
     "in a loop": (
@@ -149,7 +161,11 @@ def test_a_view_of_any_kind(view: str, place: str):
 
 @pytest.mark.parametrize(("view", "place"), list(product(VIEWS, PLACES)))
 def test_data_pointed_at_a_view(view: str, place: str):
-    for target in ("<target>.weight.data = {}", 'setattr(<target>.weight, "data", {})', "<target>.weight.data.set_({})"):
+    for target in (
+        "<target>.weight.data = {}",
+        'setattr(<target>.weight, "data", {})',
+        "<target>.weight.data.set_({})",
+    ):
         statement = target.format(view.format("<source>"))
         assert codes(written("import torch", place, statement)) == ["TIE602"]
 
@@ -165,7 +181,11 @@ def test_a_view_in_place_of_a_parameter(view: str, place: str):
 @pytest.mark.parametrize(("copy", "place"), list(product(COPIES, PLACES)))
 def test_copies_are_silent(copy: str, place: str):
     value = copy.replace("{}", "<source>")
-    for line in ("<target>.weight = nn.Parameter({})", "<target>.weight.data = {}", "new = {}\n<target>.weight.data = new"):
+    for line in (
+        "<target>.weight = nn.Parameter({})",
+        "<target>.weight.data = {}",
+        "new = {}\n<target>.weight.data = new",
+    ):
         assert codes(written("import torch\nfrom torch import nn", place, line.format(value))) == []
 
 
@@ -247,11 +267,16 @@ def test_copies_at_every_step(write: str, view: str):
         ("self.b.weight.data.lerp_(self.a.weight.data, 0.1)", "b"),
         ("self.b.weight.data.mul_(m).add_(self.a.weight.data, alpha=1 - m)", "b"),
         ("self.b.weight.data = m * self.b.weight.data + (1 - m) * self.a.weight.data", "b"),
-        *[("self.NAME.weight.data.copy_(self.a.weight.data)", n) for n in ("target", "teacher", "ema_net", "old", "shadow")],
+        *[
+            ("self.NAME.weight.data.copy_(self.a.weight.data)", n)
+            for n in ("target", "teacher", "ema_net", "old", "shadow")
+        ],
     ],
 )
 def test_averages_are_silent(line: str, names: str):
-    assert codes(MODEL.format(name="forward", line=line.replace("NAME", names)).replace("self.b", f"self.{names}")) == []
+    assert (
+        codes(MODEL.format(name="forward", line=line.replace("NAME", names)).replace("self.b", f"self.{names}")) == []
+    )
 
 
 # -- lists ---------------------------------------------------------------------------------------------------

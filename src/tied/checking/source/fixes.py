@@ -60,7 +60,8 @@ def _tie(target: Place, source: View) -> str:
     lines = [f"with tied.tying({root}) as m:"]
     for depth, (names, iterated) in enumerate(loops, 1):
         over = re.sub(rf"\b{re.escape(target.root.name)}\b", "m", ast.unparse(iterated))
-        lines.append(f"{'    ' * depth}for {ast.unparse(names)} in {over}:")
+        bare = ", ".join(map(ast.unparse, names.elts)) if isinstance(names, ast.Tuple) else ast.unparse(names)
+        lines.append(f"{'    ' * depth}for {bare} in {over}:")
     return "\n".join([*lines, "    " * (len(loops) + 1) + line])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 from tied.checking.source.scopes import At, lookup
 from tied.checking.source.vocabulary import STARRED, WITH_PARAMETERS
 
-USUAL = {"torch": "torch", "nn": "torch.nn", "F": "torch.nn.functional"}  # where a piece of code imports nothing
+USUAL = {"torch": "torch", "nn": "torch.nn", "F": "torch.nn.functional", "tied": "tied"}  # where nothing is imported
 
 
 class Names:

@@ -70,7 +70,7 @@ def _repeated(text: Text, node: ast.expr, elements: list[ast.expr], at: At, held
         if what and not _is_asked_for(text, node, at):
             shown = ast.unparse(element)
             shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-            message = f"The list holds one {what} several times, not several: {shown} is trained as one."
+            message = f"The list repeats one {what}, {shown}: all repetitions are the same object, trained as one."
             yield Found("TIE606", node, at, (shown,), message, _fix(node, element, what))
             return
 
