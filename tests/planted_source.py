@@ -404,6 +404,70 @@ class Client:
         for local_param, global_param in zip(self.local_model.parameters(), global_model.parameters()):
             local_param.data = global_param.data  #! 602
 """,
+    "in comprehensions": """
+class Deep(nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        self.enc = nn.ModuleList([nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])])
+        self.dec = nn.ModuleList([nn.Linear(b, a) for a, b in zip(sizes, sizes[1:])])
+        self.named = nn.ModuleDict({"a": nn.Linear(2, 2)})
+        [setattr(d, "weight", nn.Parameter(e.weight.t())) for d, e in zip(self.dec, self.enc)]  #! 601
+        self.ps = nn.ParameterDict({k: nn.Parameter(m.weight.t()) for k, m in self.named.items()})  #! 601
+        weights = [nn.Parameter(layer.weight.t()) for layer in self.enc]  #! 601
+        self.qs = nn.ParameterList(weights)
+        self.dec[0].weight = nn.Parameter(w := self.enc[0].weight.t())  #! 601
+""",
+    "by name, in two models": """
+first, second = Net(), Net()
+sources = dict(first.named_parameters())
+for name, p in second.named_parameters():
+    p.data = sources[name].data  #! 602
+""",
+    "raw, between two layers": """
+first = nn.Linear(784, 256)
+second = nn.Linear(256, 784)
+second.weight = first.weight.t()  #! 603
+""",
+    "a hook of one layer": """
+class AE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(784, 64)
+        self.b = nn.Linear(64, 784)
+        self.a.register_forward_hook(lambda m, i, o: self.b.weight.data.copy_(m.weight.data.t()))  #! 604
+""",
+    "a hook of the optimizer": """
+model = build()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+optimizer.register_step_post_hook(lambda *_: model.b.weight.data.copy_(model.a.weight.data.t()))  #! 604
+""",
+    "a layer inside of what is called": """
+class AE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(784, 64), nn.ReLU())
+
+    def forward(self, x):
+        z = self.encoder(x)
+        return F.linear(z, self.encoder[0].weight.data.t())  #! 605
+""",
+    "blocks of layers from elsewhere, and of functions": """
+from attention import MultiHeadAttention
+
+class Layer(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.attention = MultiHeadAttention(d)
+
+def conv(d):
+    return nn.Sequential(nn.Conv2d(d, d, 3), nn.ReLU())
+
+class Stack(nn.Module):
+    def __init__(self, d, n):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(d)] * n)  #! 606
+        self.convs = nn.Sequential(*[conv(d)] * n)  #! 606
+""",
     "one of two lines is silenced": """
 class AE(nn.Module):
     def __init__(self):

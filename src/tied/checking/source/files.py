@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MOST_BYTES = 4 << 20
-SHORT = 8 << 10  # a file up to this length is parsed whatever it holds, so that a broken one is named
+SHORT = 4 << 10  # a file up to this length is parsed whatever it holds, so that a broken one is named
 SUFFIX = ".py"
 SKIPPED = frozenset(("__pycache__", "site-packages", "node_modules"))
 

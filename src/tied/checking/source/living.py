@@ -37,7 +37,7 @@ def _ends_here(place: Place, at: At) -> bool:
     """Whether a place starts from what a function made and does not hand out."""
     if place.root.kind != "made" or not isinstance(at.scope.node, FunctionNode):
         return False
-    out = [*at.scope.returns, *(store.value for store in at.scope.stores)]
+    out = [*(value for value, _ in at.scope.returns), *(store.value for store in at.scope.stores)]
     return not any(isinstance(n, ast.Name) and n.id == place.root.name for one in out for n in _handed(one))
 
 

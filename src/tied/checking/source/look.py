@@ -80,7 +80,7 @@ def findings_in(path: Path, *, whole: bool = True) -> Iterator[Finding]:
         yield replace(seen, file=str(path), line=error.line)
         return
     for one in found:
-        yield replace(finding(one.code, one.names, one.message, one.fix), file=str(path), line=one.node.lineno)
+        yield replace(finding(one.code, one.names, one.message, one.fix), file=str(path), line=one.line)
 
 
 def found_in(text: str, stem: str = "", *, whole: bool = True) -> list[Found]:
@@ -98,18 +98,20 @@ def found_in(text: str, stem: str = "", *, whole: bool = True) -> list[Found]:
     tree = parsed(text) if signs or whole or len(text) <= SHORT else None
     if not signs or tree is None:
         return []
+    taken = Text(text, tree, stem)
     try:
-        taken = Text(text, tree, stem)
-        found = [one for code in signs for one in RULES[code](taken)]
+        taken.take_apart()
+        seen = [one for code in signs for one in RULES[code](taken)]
+        kept = [one for one in seen if "tied:" not in text or not is_ignored(taken.comments, one.lines, one.code)]
     except RecursionError:
         raise UnreadableError("it is nested too deeply to be followed") from None
-    silent = "tied:" in text
-    kept = [one for one in found if not (silent and is_ignored(taken.comments, one.lines, one.code))]
-    return sorted(_each_once(kept), key=lambda one: (one.node.lineno, one.code))
+    finally:
+        taken.forget()
+    return sorted(_each_once(kept), key=lambda one: (one.line, one.code))
 
 
 def _each_once(found: list[Found]) -> list[Found]:
-    return list({(one.code, one.node.lineno, one.names): one for one in found}.values())
+    return list({(one.code, one.line, one.names): one for one in found}.values())
 
 
 @contextmanager

@@ -148,8 +148,10 @@ class Follower:
             node, at = binding.value, binding.at
         return node, at
 
-    def made_by(self, place: Place) -> str:
+    def made_by(self, place: Place, at: At | None = None) -> str:
         """Return the class of torch whose call made the module at a place; "" where that is not known."""
+        if at and place.root.kind == "made" and not place.path:
+            return self.called(*self.value_of(ast.Name(place.root.name), at))
         owner = self.classes.get(place.root.key)
         if place.root.kind == "self" and owner and len(place.path) == 1:
             stores = owner.stores.get(place.path[0], [])
@@ -197,6 +199,8 @@ class Follower:
         match node:
             case ast.Attribute(attr="data"):
                 return node.value, ".data"
+            case ast.NamedExpr():
+                return node.value, ""
             case ast.Attribute() if node.attr in TURNED:
                 return node.value, f".{node.attr}"
             case ast.Subscript() if _is_view(node, self):

@@ -102,7 +102,7 @@ class Scope:
     comprehensions: list[tuple[Comprehension, At]] = field(default_factory=list[tuple[Comprehension, At]])
     deletions: list[tuple[ast.expr, At]] = field(default_factory=list[tuple[ast.expr, At]])
     imports: list[ast.Import | ast.ImportFrom] = field(default_factory=list[ast.Import | ast.ImportFrom])
-    returns: list[ast.expr] = field(default_factory=list[ast.expr])
+    returns: list[tuple[ast.expr, At]] = field(default_factory=list[tuple[ast.expr, At]])
 
     @property
     def name(self) -> str:
@@ -224,7 +224,7 @@ def _note_import(scope: Scope, node: ast.Import | ast.ImportFrom, at: At) -> Non
 
 
 def _note_return(scope: Scope, node: ast.Return, at: At) -> None:
-    scope.returns += [node.value] if node.value else []
+    scope.returns += [(node.value, at)] if node.value else []
 
 
 def _note_augmented(scope: Scope, node: ast.AugAssign, at: At) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 OF_TORCH = (
     r"(?:torch|th)\.(?:zeros|ones|empty|randn?|randint|randperm|full|tensor|eye|arange|linspace|\w+_like|\w*Tensor)\("
@@ -30,6 +31,7 @@ OF_SOMETHING = re.compile(r"\.\w*\Z")
 SET = re.compile(rf"setattr\([^\n]*(?:{VIEWED})")
 COPY = re.compile(r"\.copy_\(")
 OWN = re.compile(r"weight|bias|kernel|\bW|\.data|parameters\(")
+NEAR = re.compile(r"weight|bias|kernel|\bW")
 CALLED_ON = re.compile(r"\b(\w+)\Z")
 LOADED = re.compile(r"\.load_state_dict\(\s*[^\n]*state_dict\(")
 INDEXED = re.compile(r"\.data\[[^\n]*\]\s*=(?!=)")
@@ -78,10 +80,9 @@ def _is_of_weight(text: str, end: int) -> bool:
     named = CALLED_ON.search(before)
     if not named or OWN.search(before):
         return bool(OWN.search(before))
-    if named[1] in OTHER or f"{named[1]} " not in text:
+    if named[1] in OTHER:
         return False
-    walked = "parameters(" in text and re.search(rf"\bfor\b[^\n]*\b{named[1]}\b[^\n]* in ", text)
-    return bool(walked or re.search(rf"\b{named[1]}\s*=\s*[^\n]*(?:weight|bias|kernel|\bW)", text))
+    return bool(NEAR.search(_given(text, named[1]))) or ("parameters(" in text and named[1] in _walked(text))
 
 
 def _repeats(text: str) -> bool:
@@ -126,7 +127,20 @@ def _is_made(text: str, name: str) -> bool:
 
 
 def _is_given(text: str, name: str, what: str) -> bool:
-    return bool(re.search(rf"\b{name}\s*(?::[^=\n]*)?=\s*[^\n]*(?:{what})", text))
+    return bool(re.search(what, _given(text, name)))
+
+
+@lru_cache(maxsize=64)
+def _given(text: str, name: str) -> str:
+    """Return what stands on the right of the name's assignments, line by line."""
+    found = re.finditer(rf"{re.escape(name)}[ \t]*(?::[^=\n]*)?=(?!=)([^\n]*)", text)
+    return "\n".join(one[1] for one in found if not re.match(r"[\w.]", text[one.start() - 1 : one.start()]))
+
+
+@lru_cache(maxsize=2)
+def _walked(text: str) -> frozenset[str]:
+    """Return the names that loops bind."""
+    return frozenset(re.findall(r"\w+", " ".join(re.findall(r"\bfor ([^\n]+?) in ", text))))
 
 
 SIGNS: dict[str, Callable[[str], bool]] = {

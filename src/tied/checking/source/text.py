@@ -21,15 +21,25 @@ class Text:
     """A parsed file as the rules see it."""
 
     def __init__(self, text: str, tree: ast.Module, stem: str = "") -> None:
-        """Take the file apart; `stem` is its name, whose words count as those of a function do."""
-        self.text, self.stem = text, stem
-        self.scopes, self.classes = scopes_of(tree)
+        """Hold a file; `stem` is its name, whose words count as those of a function do."""
+        self.text, self.tree, self.stem = text, tree, stem
+        self.scopes: list[Scope] = []
+        self.classes: list[Class] = []
+        self._by_call: dict[int, list[Store]] = {}
+
+    def take_apart(self) -> None:
+        """Find the scopes and what their names mean."""
+        self.scopes, self.classes = scopes_of(self.tree)
         imports = [node for scope in self.scopes for node in scope.imports]
         self.names = Names(imports, {name for scope in self.scopes for name in scope.bindings})
-        self._by_call: dict[int, list[Store]] = {}
         for scope in self.scopes:
             self._note_attributes(scope)
         self.follower = Follower(self.names, self.classes)
+
+    def forget(self) -> None:
+        """Cut the circles between scopes and what stands in them, so that a file's tree goes when its look is over."""
+        for part in (*self.scopes, *self.classes):
+            part.__dict__.clear()
 
     @cached_property
     def comments(self) -> dict[int, str]:
@@ -40,6 +50,11 @@ class Text:
     def by_name(self) -> dict[str, Class]:
         """The classes of the file; of two with one name the last."""
         return {one.node.name: one for one in self.classes}
+
+    @cached_property
+    def functions(self) -> dict[int, Scope]:
+        """The scopes of functions by what tells their nodes apart."""
+        return {id(scope.node): scope for scope in self.scopes if scope.name}
 
     def stored_by_call(self, scope: Scope) -> list[Store]:
         """Return what `setattr`, `register_parameter` and the like store, as if it were assigned."""

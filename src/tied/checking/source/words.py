@@ -64,8 +64,9 @@ def _begins(code: str, prefix: str) -> bool:
 
 
 def names_around(at: At) -> str:
-    """Return the names of the functions and classes around a place, one after another."""
-    return " ".join(getattr(scope.node, "name", "") for scope in _around(at.scope))
+    """Return the names of the functions and classes around a place, `__init__` and its like left out."""
+    names = [getattr(scope.node, "name", "") for scope in _around(at.scope)]
+    return " ".join(name for name in names if not name.startswith("__"))
 
 
 def docstrings_around(at: At) -> str:

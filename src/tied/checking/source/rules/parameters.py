@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 
 from tied.checking.source.fixes import fix_of_tie
-from tied.checking.source.found import Found
+from tied.checking.source.found import Found, found
 from tied.checking.source.living import live_together
 from tied.checking.source.places import Place, View
 from tied.checking.source.scopes import At, Comprehension, Store, encloses
@@ -55,7 +55,8 @@ def _found(text: Text, store: Store, call: ast.Call, target: Place, view: View) 
     said = f"{names[0]} is a second Parameter over the memory of {view.place}"
     maker = ast.unparse(call.func) if target.root.kind == "self" and len(target.path) == 1 else ""
     message = f"{said}: optimizers step it twice, and a cast, a copy or a load parts the two."
-    return Found("TIE601", call, store.at, names, message, fix_of_tie(text, target, view, maker=maker))
+    fix = fix_of_tie(text, target, view, maker=maker)
+    return found("TIE601", call, store.at, names=names, message=message, fix=fix)
 
 
 def _name(text: Text, store: Store, target: Place) -> str:
@@ -67,13 +68,34 @@ def wrappers(text: Text, value: ast.expr, at: At) -> Iterator[tuple[ast.Call, At
     stack: list[tuple[ast.AST, At]] = [(value, at)]
     while stack:
         node, where = stack.pop()
+        if isinstance(node, ast.Name):
+            node, where = text.follower.value_of(node, where)
         called = text.follower.called(node, where)
         if isinstance(node, ast.Call) and (called == FROM_PRETRAINED or text.follower.wrapped(node, where)):
             yield node, where
         elif called in CONTAINERS or isinstance(node, ast.List | ast.Tuple | ast.Dict | ast.IfExp | Comprehension):
             if isinstance(node, Comprehension):
                 where = where._replace(inside=(*where.inside, node))
-            stack += [(child, where) for child in ast.iter_child_nodes(node)]
+            stack += [(child, where) for child in _held(node)]
+
+
+def _held(node: ast.AST) -> list[ast.expr]:
+    """Return what a list, a dict or a call of one holds."""
+    match node:
+        case ast.Call():
+            return [*node.args, *(keyword.value for keyword in node.keywords)]
+        case ast.List() | ast.Tuple():
+            return node.elts
+        case ast.Dict():
+            return node.values
+        case ast.IfExp():
+            return [node.body, node.orelse]
+        case ast.DictComp():
+            return [node.value]
+        case ast.ListComp() | ast.SetComp() | ast.GeneratorExp():
+            return [node.elt]
+        case _:
+            return []
 
 
 def _of_one_tensor(text: Text, stores: list[Store]) -> Iterator[Found]:
@@ -93,4 +115,5 @@ def _of_one_tensor(text: Text, stores: list[Store]) -> Iterator[Found]:
             message = f"{said}: optimizers step it twice, and a cast, a copy or a load parts the two."
             maker = ast.unparse(store.value.func)
             fix = fix_of_tie(text, target, view, maker=maker)
-            yield Found("TIE601", store.value, store.at, (str(target), str(place)), message, fix)
+            names = (str(target), str(place))
+            yield found("TIE601", store.value, store.at, names=names, message=message, fix=fix)

@@ -9,10 +9,10 @@ import ast
 from collections.abc import Iterator
 
 from tied.checking.source.fixes import fix_of_tie
-from tied.checking.source.found import Found
+from tied.checking.source.found import Found, found
 from tied.checking.source.living import is_gone, live_together
 from tied.checking.source.places import PARAMETERS, WRAPS, Place, View
-from tied.checking.source.scopes import Scope, Store
+from tied.checking.source.scopes import At, Scope, Store
 from tied.checking.source.text import Text
 from tied.checking.source.vocabulary import WITH_PARAMETERS
 from tied.checking.source.words import names_around, words
@@ -36,7 +36,7 @@ def pointed_data(text: Text) -> Iterator[Found]:
                 )
                 names = (str(target.place), str(view))
                 fix = fix_of_tie(text, target.place, view)
-                yield Found("TIE602", store.at.statement, store.at, names, message, fix)
+                yield found("TIE602", store.at.statement, store.at, names=names, message=message, fix=fix)
 
 
 def _pointings(text: Text, scope: Scope) -> Iterator[Store]:
@@ -70,23 +70,25 @@ def raw_assignments(text: Text) -> Iterator[Found]:
             view = text.follower.view(store.value, store.at)
             if not target or not view or not view.steps or WRAPS in view.steps or text.is_tying(store.at):
                 continue
-            live = live_together(text, target, view.place, store.at) and not is_gone(text, target, store.at)
-            if live and _takes_parameters(text, target, view.place):
+            other = not target.within(view.place) and not view.place.within(target)
+            if other and _takes_parameters(text, target, view.place, store.at) and not is_gone(text, target, store.at):
                 yield _refused(text, store, target, view)
 
 
-def _takes_parameters(text: Text, target: Place, source: Place) -> bool:
-    """Whether the slot is known to hold a Parameter."""
+def _takes_parameters(text: Text, target: Place, source: Place, at: At) -> bool:
+    """Whether the slot holds a Parameter: its layer is one of torch's, or both ends look like it and live together."""
     if target.path[-1][0] in "[*{" or not text.follower.is_weight(target):
         return False
-    if len(target.path) == 1:
+    maker = text.follower.made_by(target.owner, at).removeprefix("torch.nn.")
+    if maker in WITH_PARAMETERS:
+        return True
+    if target.root.kind == "self" and len(target.path) == 1:
         return target.path[0] in text.follower.parameters.get(target.root.key, ())
-    maker = text.follower.made_by(target.owner).removeprefix("torch.nn.")
-    return maker in WITH_PARAMETERS or (not maker and target.path[-1] == source.path[-1])
+    return not maker and target.path[-1] == source.path[-1] and live_together(text, target, source, at)
 
 
 def _refused(text: Text, store: Store, target: Place, view: View) -> Found:
     given = f"{view.place}{''.join(view.steps)}"
     message = f"torch refuses this line: {target} takes a Parameter, and {given} is a tensor (TypeError)."
     names, fix = (str(target), str(view)), fix_of_tie(text, target, view)
-    return Found("TIE603", store.at.statement, store.at, names, message, fix)
+    return found("TIE603", store.at.statement, store.at, names=names, message=message, fix=fix)

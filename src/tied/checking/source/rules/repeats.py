@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from tied.checking.source.found import Found
+from tied.checking.source.found import Found, found
 from tied.checking.source.places import PARAMETER
 from tied.checking.source.scopes import At, Comprehension, lookup
 from tied.checking.source.text import Text
@@ -24,6 +24,7 @@ from tied.checking.source.words import (
     words,
 )
 
+MODULE = "torch.nn.Module"
 LISTS = ("torch.nn.ModuleList", "torch.nn.Sequential", "torch.nn.ParameterList")
 LAYERS = re.compile(
     r"(Block|Layer|Cell|Attention|Linear|Conv\w*|Embedding|MLP|FFN|FeedForward|Encoder|Decoder|Expert)$"
@@ -71,7 +72,7 @@ def _repeated(text: Text, node: ast.expr, elements: list[ast.expr], at: At, held
             shown = ast.unparse(element)
             shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
             message = f"The list repeats one {what}, {shown}: all repetitions are the same object, trained as one."
-            yield Found("TIE606", node, at, (shown,), message, _fix(node, element, what))
+            yield found("TIE606", node, at, names=(shown,), message=message, fix=_fix(node, element, what))
             return
 
 
@@ -90,7 +91,8 @@ def _has_parameters(text: Text, node: ast.expr, at: At, held_by: str, depth: int
         inner = [a.elt if isinstance(a, Comprehension) and not isinstance(a, ast.DictComp) else a for a in node.args]
         inner += [e for a in node.args if isinstance(a, ast.List | ast.Tuple) for e in a.elts]
         return "module" if any(_has_parameters(text, one, at, held_by, depth + 1) for one in inner) else ""
-    return "module" if _is_own_module(text, node, at, depth) or _looks_like_layer(node, name, held_by) else ""
+    own = _is_own_module(text, node, at, depth) or _is_own_function(text, node, at, depth)
+    return "module" if own or _looks_like_layer(node, name, held_by) else ""
 
 
 def _is_false(node: ast.expr) -> bool:
@@ -105,9 +107,18 @@ def _is_own_module(text: Text, call: ast.Call, at: At, depth: int) -> bool:
     if one is None or depth > DEEP:
         return False
     stores = [store for found in one.stores.values() for store in found]
-    if any(_has_parameters(text, store.value, store.at, "", depth + 1) for store in stores):
+    held_by = MODULE if any(text.names.meaning(base, at) == MODULE for base in one.node.bases) else ""
+    if any(_has_parameters(text, store.value, store.at, held_by, depth + 1) for store in stores):
         return True
     return any(_is_own_module(text, ast.Call(base, [], []), at, depth + 1) for base in one.node.bases)
+
+
+def _is_own_function(text: Text, call: ast.Call, at: At, depth: int) -> bool:
+    """Whether a call is of a function of this file that returns a module with parameters."""
+    binding = lookup(call.func.id, at) if isinstance(call.func, ast.Name) else None
+    scope = text.functions.get(id(binding.at.statement)) if binding else None
+    returns = scope.returns if scope and depth < DEEP else []
+    return any(_has_parameters(text, value, there, "", depth + 1) for value, there in returns)
 
 
 def _looks_like_layer(call: ast.Call, name: str, held_by: str) -> bool:

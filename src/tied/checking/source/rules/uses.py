@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 
 from tied.checking.source.fixes import fix_of_tie
-from tied.checking.source.found import Found
+from tied.checking.source.found import Found, found
 from tied.checking.source.living import TYING, is_gone
 from tied.checking.source.places import Place, View
 from tied.checking.source.running import Running
@@ -25,16 +25,25 @@ def copies(text: Text) -> Iterator[Found]:
     for scope in text.scopes:
         for node, target, source, at in (*_copied(text, scope), *_loaded(text, scope)):
             here = "forward" if running.is_forward(at) else "hook" if running.is_hook(at) else ""
-            if here and _are_two(text, target, source.place, at) and _is_steady(at, f"{target} {source}"):
+            related = target.root[:2] == source.place.root[:2] or (
+                here == "hook" and _is_argument(target, source.place)
+            )
+            if here and related and _are_two(text, target, source.place, at) and _is_steady(at, f"{target} {source}"):
                 said = f"{source} is copied into {target} in a {here}"
                 message = f"{said}: only one of the two is trained, and what the other learns is written over."
                 fix = fix_of_tie(text, target, source)
-                yield Found("TIE604", node, at, (str(target), str(source)), message, fix)
+                names = (str(target), str(source))
+                yield found("TIE604", node, at, names=names, message=message, fix=fix)
+
+
+def _is_argument(target: Place, source: Place) -> bool:
+    """Whether one end belongs to the module that a hook is given."""
+    return "parameter" in (target.root.kind, source.root.kind)
 
 
 def _are_two(text: Text, target: Place, source: Place, at: At) -> bool:
     apart = not source.within(target) and not target.within(source)
-    return target.root[:2] == source.root[:2] and apart and not is_gone(text, source, at)
+    return apart and not is_gone(text, source, at)
 
 
 def _copied(text: Text, scope: Scope) -> Iterator[tuple[ast.expr | ast.stmt, Place, View, At]]:
@@ -93,7 +102,8 @@ def detached_uses(text: Text) -> Iterator[Found]:
             if _is_second_use(text, scope, view) and _is_steady(at, str(view)) and _is_meant_to_learn(scope, view):
                 said = f"{view} is used here without its gradient ({view.cut})"
                 message = f"{said}: {view.place} learns from its other uses only."
-                yield Found("TIE605", node, at, (str(view.place),), message, _without_cut(node, view, text))
+                fix = _without_cut(node, view)
+                yield found("TIE605", node, at, names=(str(view.place),), message=message, fix=fix)
 
 
 def _operands(text: Text, scope: Scope) -> Iterator[tuple[ast.expr, ast.expr, At]]:
@@ -126,9 +136,9 @@ def _is_second_use(text: Text, scope: Scope, view: View) -> bool:
 
 
 def _may_be(called: Place, layer: Place) -> bool:
-    """Whether two places are the same, any index being any other."""
+    """Whether what is called is a layer, or holds it; any index may be any other."""
     one, other = ([part if part[0] not in "[*" else "*" for part in place.path] for place in (called, layer))
-    return called.root[:2] == layer.root[:2] and one == other
+    return called.root[:2] == layer.root[:2] and bool(one) and one == other[: len(one)]
 
 
 def _is_meant_to_learn(scope: Scope, view: View) -> bool:
@@ -150,7 +160,7 @@ class _Whole(ast.NodeTransformer):
         return node.func.value if detaches and isinstance(node.func, ast.Attribute) else node
 
 
-def _without_cut(node: ast.expr, view: View, text: Text) -> str:
+def _without_cut(node: ast.expr, view: View) -> str:
     whole = ast.unparse(_Whole().visit(ast.parse(ast.unparse(node), mode="eval").body))
     if whole == ast.unparse(node):
         whole = f"weight = {view}"
