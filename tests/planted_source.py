@@ -713,6 +713,25 @@ def resized(old, n):
     old.weight.data = new.weight.data
     return old
 """,
+    "one tensor, taken apart": """
+class Fused(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        fused = torch.randn(3 * d, d)
+        self.q = nn.Parameter(fused[:8])
+        self.k = nn.Parameter(fused[8:16])
+        self.v = nn.Parameter(fused.narrow(0, 16, 8))
+        shared = torch.zeros(d)
+        self.one = self.other = nn.Parameter(shared)
+""",
+    "two models of one factory": """
+first = factory.build()
+second = factory.build()
+third = factory.build()
+third.head.weight = nn.Parameter(first.head.weight)
+for p, q in zip(second.buffers(), third.buffers()):
+    q.data = p.data
+""",
     "averages and targets": """
 class BYOL(nn.Module):
     @torch.no_grad()

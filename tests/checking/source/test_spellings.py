@@ -1,5 +1,6 @@
 """One mistake in all its spellings: names of torch, views, ways to store, places; and the same of what is right."""
 
+import ast
 from itertools import product
 from typing import NamedTuple
 
@@ -133,8 +134,12 @@ def written(imports: str, place: str, statement: str) -> str:
 
 
 def codes(text: str) -> list[str]:
+    """The codes of what is found in a text; that the text and every fix are Python is seen to here."""
     compile(text, "text", "exec")
-    return [one.code for one in found_in(text)]
+    found = found_in(text)
+    for one in found:
+        ast.parse(one.fix)
+    return [one.code for one in found]
 
 
 def made(alias: Alias, store: str, value: str) -> str:

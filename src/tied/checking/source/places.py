@@ -18,6 +18,7 @@ from tied.checking.source.vocabulary import NO_MODULE, VIEWS
 
 MOST_STEPS = 25  # from name to name
 WEIGHT = re.compile(r"(?:^|_)(?:weight|bias|kernel)s?(?:$|_|\d)|^W(?:_\w+|\d*)$")
+ACCESS = re.compile(r"^(get_\w+|(named_)?(parameters|modules|children|buffers)|state_dict|items|values)$")  # not makers
 TURNED = frozenset(("T", "mT", "H", "mH"))
 SAME = frozenset(("requires_grad_", "detach_"))
 THROUGH = frozenset(("list", "tuple", "reversed", "iter", "enumerate", "dict", "sorted"))
@@ -204,7 +205,7 @@ class Follower:
             case ast.Attribute() if node.attr in TURNED:
                 return node.value, f".{node.attr}"
             case ast.Subscript() if _is_view(node, self):
-                return node.value, f"[{ast.unparse(node.slice)}]"
+                return node.value, indexed(node.slice)
             case ast.Call(func=ast.Attribute(value=of, attr=name)) if not self.called(node, at):
                 return self._method(of, name, node)
             case ast.Call():
@@ -251,7 +252,7 @@ class Follower:
     def _of_key(self, place: Place | None, key: ast.expr) -> Place | None:
         if place and place.path and place.path[-1] in ("_parameters", "_modules"):
             return _further(place.owner, attribute(key))
-        return _further(place, f"[{ast.unparse(key)}]")
+        return _further(place, indexed(key))
 
     def _of_call(self, node: ast.Call, at: At, depth: int) -> Place | None:
         function = node.func
@@ -259,7 +260,7 @@ class Follower:
             return self.place(node.args[0], at, depth + 1)
         if isinstance(function, ast.Name) and function.id == "getattr" and len(node.args) == 2:
             return _further(self.place(node.args[0], at, depth + 1), attribute(node.args[1]))
-        if isinstance(function, ast.Attribute) and not self.called(node, at):
+        if isinstance(function, ast.Attribute) and ACCESS.match(function.attr) and not self.called(node, at):
             inner = self.place(function.value, at, depth + 1)
             if inner and function.attr in ("items", "values") and inner.path:
                 return inner
@@ -334,6 +335,11 @@ def _gives_pairs(place: Place, iterated: ast.expr | None) -> bool:
 
 def _further(place: Place | None, part: str) -> Place | None:
     return place / part if place else None
+
+
+def indexed(key: ast.expr) -> str:
+    """Write an index in its brackets; a tuple of slices stands there without its own."""
+    return ast.unparse(ast.Subscript(ast.Name("x"), key)).removeprefix("x")
 
 
 def attribute(name: ast.expr) -> str:

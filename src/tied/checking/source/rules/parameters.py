@@ -100,16 +100,16 @@ def _held(node: ast.AST) -> list[ast.expr]:
 
 def _of_one_tensor(text: Text, stores: list[Store]) -> Iterator[Found]:
     """Find a local tensor that two Parameters are made of."""
-    first: dict[tuple[str, int], tuple[Store, Place]] = {}
+    first: dict[tuple[str, int], tuple[Store, Place, View]] = {}
     for store in stores:
         given = text.follower.wrapped(store.value, store.at)
         local = text.follower.local(given, store.at) if given else None
         target = text.follower.place(store.target, store.at)
         if not local or not target or not isinstance(store.value, ast.Call):
             continue
-        known = first.setdefault(local.place.root[:2], (store, target))
-        other, place = known
-        if other is not store and not place.same(target) and encloses(other.at.block, store.at.block):
+        other, place, shown = first.setdefault(local.place.root[:2], (store, target, local))
+        apart = other.value is store.value or place.same(target) or (_is_part(local) and _is_part(shown))
+        if not apart and encloses(other.at.block, store.at.block):
             view = View(place, local.steps)
             said = f"{target} and {place} are two Parameters over the memory of {local.place.root.name}"
             message = f"{said}: optimizers step it twice, and a cast, a copy or a load parts the two."
@@ -117,3 +117,8 @@ def _of_one_tensor(text: Text, stores: list[Store]) -> Iterator[Found]:
             fix = fix_of_tie(text, target, view, maker=maker)
             names = (str(target), str(place))
             yield found("TIE601", store.value, store.at, names=names, message=message, fix=fix)
+
+
+def _is_part(view: View) -> bool:
+    """Whether a view shows a part of a tensor, so that two of them may lie side by side."""
+    return any(step.startswith(("[", ".narrow", ".select")) for step in view.steps)
