@@ -1,7 +1,7 @@
 """Looking at source code: processor time for a thousand files of libraries, beside parsing them with `ast` alone.
 
-The files are those of torch and transformers, whichever are installed, read from disk each time. One thread, the least of
-a few rounds.
+The files are those of torch and transformers, whichever are installed, read from disk each time. One thread, the least
+of a few rounds.
 
     python benchmarks/source.py --json benchmarks/results/source.json
 """
@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,8 @@ LIBRARIES = ("torch", "transformers")
 def parse_all(folder: Path) -> None:
     """Parse every file, and keep nothing."""
     for path in python_files(folder):
-        try:
+        with suppress(SyntaxError):
             ast.parse(path.read_bytes())
-        except SyntaxError:
-            pass
 
 
 def least(call: Callable[[Path], Any], folder: Path) -> float:

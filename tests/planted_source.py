@@ -423,6 +423,22 @@ sources = dict(first.named_parameters())
 for name, p in second.named_parameters():
     p.data = sources[name].data  #! 602
 """,
+    "raw, into a layer of this file": """
+class Mine(nn.Linear):
+    pass
+
+class Raw(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d, d))
+
+class Model(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(d, d), Mine(d, d), Raw(d)
+        self.b.weight = self.a.weight.t()  #! 603
+        self.c.weight = self.a.weight.t()  #! 603
+""",
     "raw, between two layers": """
 first = nn.Linear(784, 256)
 second = nn.Linear(256, 784)
@@ -712,6 +728,43 @@ def resized(old, n):
     new.weight.data[:4] = old.weight.data[:4]
     old.weight.data = new.weight.data
     return old
+""",
+    "a slot that takes anything": """
+class Head(nn.Module):
+    @property
+    def weight(self):
+        return self._weight
+
+    @weight.setter
+    def weight(self, value):
+        self._weight = value
+
+class Model(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.encoder = nn.Linear(d, d)
+        self.head = Head()
+        self.head.weight = self.encoder.weight.t()
+""",
+    "after loading, once": """
+class Model(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.a, self.b = nn.Linear(d, d), nn.Linear(d, d)
+        self.register_load_state_dict_post_hook(self.fill)
+
+    def fill(self, module, keys):
+        self.b.weight.data.copy_(self.a.weight.data)
+""",
+    "a map of what a class looks at": """
+class Net(nn.Module):
+    def __init__(self, d, k):
+        super().__init__()
+        self.classifier = nn.Conv2d(d, k, 1)
+
+    def forward(self, x):
+        cam = F.conv2d(x, self.classifier.weight.detach().unsqueeze(0)[0])
+        return self.classifier(x), cam
 """,
     "one tensor, taken apart": """
 class Fused(nn.Module):

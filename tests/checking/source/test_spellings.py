@@ -155,50 +155,55 @@ def test_a_parameter_around_another(alias: str, store: str):
         assert found == ["TIE601"] * (1 + also_kept), place
 
 
-@pytest.mark.parametrize(("view", "place"), list(product(VIEWS, PLACES)))
-def test_a_view_of_any_kind(view: str, place: str):
-    for keyword in ("{}", "data={}", "{}, requires_grad=True"):
-        statement = f"<target>.weight = nn.Parameter({keyword.format(view.format('<source>'))})"
-        assert codes(written("import torch\nfrom torch import nn", place, statement)) == ["TIE601"]
-    named = f"view = {view.format('<source>')}\n<target>.weight = nn.Parameter(view)"
-    assert codes(written("import torch\nfrom torch import nn", place, named)) == ["TIE601"]
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_of_any_kind(view: str):
+    for place in PLACES:
+        for keyword in ("{}", "data={}", "{}, requires_grad=True"):
+            statement = f"<target>.weight = nn.Parameter({keyword.format(view.format('<source>'))})"
+            assert codes(written("import torch\nfrom torch import nn", place, statement)) == ["TIE601"]
+        named = f"view = {view.format('<source>')}\n<target>.weight = nn.Parameter(view)"
+        assert codes(written("import torch\nfrom torch import nn", place, named)) == ["TIE601"]
 
 
-@pytest.mark.parametrize(("view", "place"), list(product(VIEWS, PLACES)))
-def test_data_pointed_at_a_view(view: str, place: str):
-    for target in (
-        "<target>.weight.data = {}",
-        'setattr(<target>.weight, "data", {})',
-        "<target>.weight.data.set_({})",
-    ):
-        statement = target.format(view.format("<source>"))
-        assert codes(written("import torch", place, statement)) == ["TIE602"]
+@pytest.mark.parametrize("view", VIEWS)
+def test_data_pointed_at_a_view(view: str):
+    for place in PLACES:
+        for target in (
+            "<target>.weight.data = {}",
+            'setattr(<target>.weight, "data", {})',
+            "<target>.weight.data.set_({})",
+        ):
+            statement = target.format(view.format("<source>"))
+            assert codes(written("import torch", place, statement)) == ["TIE602"]
 
 
-@pytest.mark.parametrize(("view", "place"), list(product(VIEWS, PLACES)))
-def test_a_view_in_place_of_a_parameter(view: str, place: str):
-    expected = [] if view == "{}" else ["TIE603"]  # the whole weight is plain sharing
-    for target in ("<target>.weight = {}", "view = {}\n<target>.weight = view", 'setattr(<target>, "weight", {})'):
-        statement = target.format(view.format("<source>"))
-        assert codes(written("import torch", place, statement)) == expected
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_in_place_of_a_parameter(view: str):
+    for place in PLACES:
+        expected = [] if view == "{}" else ["TIE603"]  # the whole weight is plain sharing
+        for target in ("<target>.weight = {}", "view = {}\n<target>.weight = view", 'setattr(<target>, "weight", {})'):
+            statement = target.format(view.format("<source>"))
+            assert codes(written("import torch", place, statement)) == expected
 
 
-@pytest.mark.parametrize(("copy", "place"), list(product(COPIES, PLACES)))
-def test_copies_are_silent(copy: str, place: str):
-    value = copy.replace("{}", "<source>")
-    for line in (
-        "<target>.weight = nn.Parameter({})",
-        "<target>.weight.data = {}",
-        "new = {}\n<target>.weight.data = new",
-    ):
-        assert codes(written("import torch\nfrom torch import nn", place, line.format(value))) == []
+@pytest.mark.parametrize("copy", COPIES)
+def test_copies_are_silent(copy: str):
+    for place in PLACES:
+        value = copy.replace("{}", "<source>")
+        for line in (
+            "<target>.weight = nn.Parameter({})",
+            "<target>.weight.data = {}",
+            "new = {}\n<target>.weight.data = new",
+        ):
+            assert codes(written("import torch\nfrom torch import nn", place, line.format(value))) == []
 
 
-@pytest.mark.parametrize(("view", "place"), list(product(VIEWS, PLACES)))
-def test_its_own_weight_is_silent(view: str, place: str):
-    for line in ("<target>.weight = nn.Parameter({})", "<target>.weight.data = {}", "<target>.weight = {}"):
-        statement = line.format(view.format("<target>.weight"))
-        assert codes(written("import torch\nfrom torch import nn", place, statement)) == []
+@pytest.mark.parametrize("view", VIEWS)
+def test_its_own_weight_is_silent(view: str):
+    for place in PLACES:
+        for line in ("<target>.weight = nn.Parameter({})", "<target>.weight.data = {}", "<target>.weight = {}"):
+            statement = line.format(view.format("<target>.weight"))
+            assert codes(written("import torch\nfrom torch import nn", place, statement)) == []
 
 
 @pytest.mark.parametrize("alias", ALIASES)

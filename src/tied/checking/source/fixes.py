@@ -99,7 +99,7 @@ def _plain(text: Text, target: Place, source: View) -> str:
     if not source.turns:
         return _assign(target.path, target.root.name, str(source.place))
     if target.path[-1] == "weight":
-        kind = text.follower.made_by(target.owner).rpartition(".")[2]
+        kind = text.follower.made_by(target.owner)[0].rpartition(".")[2]
         function = BY_CLASS.get(kind) or ("linear" if "Conv" not in kind else _of_convolution(kind))
         bias = "" if function == "embedding" else f", {target.owner}.bias"
         return f"torch.nn.functional.{function}(z, {source}{bias})  # in forward"

@@ -149,15 +149,21 @@ class Follower:
             node, at = binding.value, binding.at
         return node, at
 
-    def made_by(self, place: Place, at: At | None = None) -> str:
-        """Return the class of torch whose call made the module at a place; "" where that is not known."""
-        if at and place.root.kind == "made" and not place.path:
-            return self.called(*self.value_of(ast.Name(place.root.name), at))
+    def made_by(self, place: Place, at: At | None = None) -> tuple[str, str]:
+        """Return the class whose call made the module at a place: torch's full name, and the name in the file.
+
+        Both are "" where that is not known.
+        """
         owner = self.classes.get(place.root.key)
-        if place.root.kind == "self" and owner and len(place.path) == 1:
-            stores = owner.stores.get(place.path[0], [])
-            return self.called(stores[-1].value, stores[-1].at) if stores else ""
-        return ""
+        value, there = None, at
+        if at and place.root.kind == "made" and not place.path:
+            value, there = self.value_of(ast.Name(place.root.name), at)
+        elif place.root.kind == "self" and owner and len(place.path) == 1 and owner.stores.get(place.path[0]):
+            store = owner.stores[place.path[0]][-1]
+            value, there = store.value, store.at
+        if not isinstance(value, ast.Call) or there is None:
+            return "", ""
+        return self.called(value, there), value.func.id if isinstance(value.func, ast.Name) else ""
 
     # -- views
 

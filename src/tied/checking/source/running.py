@@ -13,7 +13,7 @@ from tied.checking.source.text import Text
 
 FORWARD = re.compile(r"^(forward\w*|__call__|training_step|_?shared_step)$")
 HOOK = re.compile(r"^(on_\w*(batch|step)\w*|optimizer_step|configure_gradient_clipping)$")
-REGISTERS = re.compile(r"^register_\w*hook$")
+REGISTERS = re.compile(r"^register_(?!\w*state_dict)\w*hook$")  # what runs on loading or saving runs once
 WITHOUT_GRADIENT = ("torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "torch.set_grad_enabled")
 
 

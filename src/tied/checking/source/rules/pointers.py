@@ -79,9 +79,15 @@ def _takes_parameters(text: Text, target: Place, source: Place, at: At) -> bool:
     """Whether the slot holds a Parameter: its layer is one of torch's, or both ends look like it and live together."""
     if target.path[-1][0] in "[*{" or not text.follower.is_weight(target):
         return False
-    maker = text.follower.made_by(target.owner, at).removeprefix("torch.nn.")
-    if maker in WITH_PARAMETERS:
+    maker, name = text.follower.made_by(target.owner, at)
+    if maker.removeprefix("torch.nn.") in WITH_PARAMETERS:
         return True
+    if name in text.by_name:
+        own = text.by_name[name]
+        derived = any(
+            text.names.meaning(base, at).removeprefix("torch.nn.") in WITH_PARAMETERS for base in own.node.bases
+        )
+        return derived or target.path[-1] in text.follower.parameters[id(own)]
     if target.root.kind == "self" and len(target.path) == 1:
         return target.path[0] in text.follower.parameters.get(target.root.key, ())
     return not maker and target.path[-1] == source.path[-1] and live_together(text, target, source, at)

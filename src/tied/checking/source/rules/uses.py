@@ -18,6 +18,8 @@ from tied.checking.source.text import Text
 from tied.checking.source.vocabulary import AVERAGING, OPERATIONS, SELECTING, WITHOUT_EFFECT
 from tied.checking.source.words import conditions_around, names_around, words
 
+TURNS = (".t()", ".T", ".mT", ".H", ".mH", ".transpose", ".permute", ".swap", ".adjoint", ".moved", ".movea")
+
 
 def copies(text: Text) -> Iterator[Found]:
     """Find weights copied into others in a forward or in a hook: one side trains, the other is written over."""
@@ -144,7 +146,8 @@ def _may_be(called: Place, layer: Place) -> bool:
 def _is_meant_to_learn(scope: Scope, view: View) -> bool:
     """Whether the values go on: what only chooses a row loses no gradient, and `.detach()` alone is deliberate."""
     chosen = {call.func.attr for call, _ in scope.calls if isinstance(call.func, ast.Attribute)}
-    return not SELECTING & chosen and (".data" in view.steps or bool(view.turns))
+    turned = any(step.startswith(TURNS) for step in view.turns)
+    return not SELECTING & chosen and (".data" in view.steps or turned)
 
 
 class _Whole(ast.NodeTransformer):
