@@ -423,6 +423,19 @@ sources = dict(first.named_parameters())
 for name, p in second.named_parameters():
     p.data = sources[name].data  #! 602
 """,
+    "two layers that one model takes": """
+first = nn.Linear(784, 256)
+second = nn.Linear(256, 784)
+second.weight = nn.Parameter(first.weight.t())  #! 601
+net = nn.Sequential(first, nn.ReLU(), second)
+""",
+    "a head that is given an embedding": """
+class Output(nn.Module):
+    def __init__(self, embedding, d, v):
+        super().__init__()
+        self.head = nn.Linear(d, v)
+        self.head.weight = nn.Parameter(embedding.weight)  #! 601
+""",
     "raw, into a layer of this file": """
 class Mine(nn.Linear):
     pass
@@ -673,6 +686,7 @@ class Net(nn.Module):
         # the same block at every step
         self.blocks = nn.ModuleList([layer] * n)
         self.shared_layers = nn.ModuleList([layer] * n)
+        self.again = nn.ModuleList([layer for layer in self.layers])
 
 class UniversalTransformer(nn.Module):
     def __init__(self, n, d):
@@ -765,6 +779,18 @@ class Net(nn.Module):
     def forward(self, x):
         cam = F.conv2d(x, self.classifier.weight.detach().unsqueeze(0)[0])
         return self.classifier(x), cam
+""",
+    "what a function makes and forgets": """
+def grown(old, n):
+    \"\"\"Return the tied embedding with more rows.\"\"\"
+    new = nn.Embedding(n, 8)
+    old.weight.data = new.weight.data
+    return old
+
+def grown_head(head, n):
+    embedding = nn.Embedding(n, 8)
+    head.weight = nn.Parameter(embedding.weight)
+    return head
 """,
     "one tensor, taken apart": """
 class Fused(nn.Module):
