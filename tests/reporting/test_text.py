@@ -3,6 +3,7 @@
 import copy
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +62,27 @@ def everything() -> Report:
     return tied.check(model, torch.zeros(1, 3, dtype=torch.long), optimizer=AdamW(model.parameters()))
 
 
+SOURCE = """\
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Model(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(8, 4), nn.Linear(4, 8)
+        self.down = nn.ModuleList(nn.Linear(8, 8) for _ in range(n))
+        self.up = nn.ModuleList([nn.Linear(8, 8)] * n)
+        for down, up in zip(self.down, reversed(self.up)):
+            up.weight = nn.Parameter(down.weight.t())
+        self.decoder.weight.data = self.encoder.weight.data.t()
+        self.decoder.weight = self.encoder.weight.t()
+
+    def forward(self, x):
+        self.decoder.weight.data.copy_(self.encoder.weight.data.t())
+        return F.linear(self.encoder(x), self.encoder.weight.data.t())
+"""
+
 REPORTS = {
     "half-tied": lambda: tied.check(half_tied()),
     "everything": everything,
@@ -84,6 +106,33 @@ def test_sarif(golden):
 
 def test_github(golden):
     golden("check-everything-github.txt", to_github(everything()))
+
+
+# -- source code -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """The report about two files, one of which does not parse."""
+    monkeypatch.chdir(tmp_path)
+    Path("my models").mkdir()
+    Path("my models/broken.py").write_text("def broken(:\n")
+    Path("my models/wrong.py").write_text(SOURCE)
+    return tied.check("my models")
+
+
+def test_source_code(code, golden):
+    golden("check-source.txt", str(code))
+    golden("check-source.json", json.dumps(code.to_json(), indent=1) + "\n")
+    golden("check-source.sarif", json.dumps(code.to_sarif(), indent=1) + "\n")
+    golden("check-source-github.txt", to_github(code))
+    golden("check-source.html", to_html(code))
+
+
+def test_source_code_without_findings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("right.py").write_text("import torch\n")
+    assert str(tied.check("right.py")) == "right.py: 1 source file\n\nNo findings."
 
 
 def test_no_line_is_wider_than_it_must_be():

@@ -1,6 +1,6 @@
 """`tied.check`: one look at a live model, a state dict or a file.
 
-Owns: the public function, and the order in which the eyes look at a model; files are audited in `files/auditing`.
+Owns: the public function, and the order in which the eyes look at a model; what a path means says `paths.py`.
 Must not change anything.
 Read next: `groups.py`, then `declarations.py`, `copies.py`, `semantics.py`, `optimizers.py`, `adapters.py`,
 `forward_trace.py`.
@@ -24,6 +24,7 @@ from tied.checking.forward_uses import called, look_at_forward, used
 from tied.checking.groups import count, shared, size_without_sharing
 from tied.checking.inventory import Inventory
 from tied.checking.optimizers import look_at_optimizers, optimizers_of
+from tied.checking.paths import look_at_path
 from tied.checking.semantics import look_at_meaning
 from tied.errors import KindError, during
 from tied.reporting.facts import Finding, Group, expression, quoted
@@ -47,7 +48,8 @@ def check(
     a transposed or sliced view is found. Equal constants and fresh initializations are no news.
 
     Args:
-        subject: A model (which need not know `tied`, and may be on meta), a state dict, or the path of a file.
+        subject: A model (which need not know `tied`, and may be on meta), a state dict, or the path of a checkpoint,
+            of a Python file, or of a folder of either; source code is read, not run.
         inputs: What one forward takes: a tensor, a tuple, or a dict of names. With them, sharing inside the forward
             is found: modules that are called several times, Parameters that are used at several places, uses without
             a gradient, and copies from one Parameter into another. A copy of the model is called, never the model.
@@ -72,7 +74,9 @@ def check(
         known_prefixes([*(select or ()), *ignore])
         if isinstance(subject, nn.Module):
             return _look(subject, inputs, optimizers_of(optimizer), select=select, ignore=ignore)
-        if isinstance(subject, str | Path | Mapping):
+        if isinstance(subject, str | Path):
+            return look_at_path(subject, select=select, ignore=ignore)
+        if isinstance(subject, Mapping):
             from tied.files.auditing.audit import audit  # a look at a model does not wait for it
 
             return audit(subject, select=select, ignore=ignore)

@@ -1,4 +1,4 @@
-"""`tied check` and `tied rules`: look at a model or a file, and explain what may be found.
+"""`tied check` and `tied rules`: look at models, files and source code, and explain what may be found.
 
 Owns: finding the subject, the options and their defaults in pyproject.toml, and the exit status. Must not judge:
 `tied.check` does. A model is made by importing and calling the user's own code, and that is said.
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 FINDINGS, COULD_NOT_LOOK, INTERRUPTED = 1, 2, 130
 FORMATS = ("text", "json", "sarif", "github", "html")
-SUFFIXES = (".safetensors", ".json", ".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".json", ".pt", ".pth", ".bin", ".ckpt", ".py")
 
 
 def check(
-    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="package.module:factory, or a file.")],
+    subjects: Annotated[
+        list[str], typer.Argument(metavar="SUBJECT...", help="package.module:factory, or files and folders.")
+    ],
     *,
     arg: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the factory; repeatable.")] = None,
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "",
@@ -36,23 +38,35 @@ def check(
     ignore: Annotated[str, typer.Option(metavar="CODES", help="Not these.")] = "",
     prove: Annotated[bool, typer.Option("--prove", help="Compare transposed copies in a file by elements.")] = False,
 ) -> None:
-    """Look whether a model or a file shares what it seems to share.
+    """Look whether models, checkpoints and source code share what they seem to share.
 
-    SUBJECT is a file (.safetensors, a sharded index, .pt, .pth, .bin, .ckpt), or package.module:factory, where the
-    factory is a model, a class of models, or a function that returns a model, or a model and inputs for one forward.
-    Importing it runs its code. Nothing is changed.
+    SUBJECT is Python source code (.py, or a folder), which is read and not run; a checkpoint (.safetensors, a sharded
+    index, .pt, .pth, .bin, .ckpt); or package.module:factory, where the factory is a model, a class of models, or a
+    function that returns a model, or a model and inputs for one forward. Importing that runs its code. Nothing is
+    changed.
 
     Defaults of --format, --select and --ignore may stand in [tool.tied] of pyproject.toml.
 
     Exit status: 0 clean, 1 findings (errors or warnings), 2 could not look, 130 interrupted.
     """
     try:
-        report = _report(subject, arg or [], _settings(form, select, ignore), prove=prove)
+        settings = _settings(form, select, ignore)
+        reports = _reports(subjects, arg or [], settings, prove=prove)
+        _print(reports, settings["format"])
     except KeyboardInterrupt:
         say("Interrupted.")
         raise typer.Exit(INTERRUPTED) from None
-    if not report.ok:
-        raise typer.Exit(FINDINGS)
+    status = _status([report for report, _ in reports])
+    if status:
+        raise typer.Exit(status)
+
+
+def _status(reports: list[Report]) -> int:
+    """Return the exit status: findings weigh more than what could not be looked at."""
+    from tied.reporting.rules import NOT_LOOKED_AT
+
+    serious = {one.code for report in reports for one in report.findings if one.severity != "note"}
+    return 0 if not serious else COULD_NOT_LOOK if serious == {NOT_LOOKED_AT} else FINDINGS
 
 
 def _stop(problem: str) -> typer.Exit:
@@ -118,7 +132,31 @@ def _arguments(given: list[str]) -> dict[str, Any]:
 # -- the subject --------------------------------------------------------------------------------------
 
 
-def _report(subject: str, given: list[str], settings: dict[str, Any], *, prove: bool) -> Report:
+def _reports(
+    subjects: list[str], given: list[str], settings: dict[str, Any], *, prove: bool
+) -> list[tuple[Report, str]]:
+    """Look at every subject; return each report with the file that it is about. Python files share one report."""
+    for subject in subjects:
+        _refuse_misuse(subject, given, prove=prove)
+    if settings["format"] == "html" and len(subjects) > 1:
+        raise _stop("--format html is a page for one subject")
+    arguments = _arguments(given)
+    from tied.checking.paths import is_source_file
+    from tied.errors import TieError
+    from tied.reporting.rules import known_prefixes
+
+    chosen = {"select": settings["select"], "ignore": settings["ignore"]}
+    source = [subject for subject in subjects if is_source_file(subject)]
+    others = [subject for subject in subjects if not is_source_file(subject)]
+    try:
+        known_prefixes([*(chosen["select"] or ()), *chosen["ignore"]])  # before the user's code runs
+        reports = [(_of_source(source, chosen), "")] if source else []
+        return reports + [_report(subject, arguments, chosen, prove=prove) for subject in others]
+    except (TieError, OSError) as error:
+        raise _stop(str(error)) from None
+
+
+def _refuse_misuse(subject: str, given: list[str], *, prove: bool) -> None:
     is_file = Path(subject).exists() or subject.endswith(SUFFIXES)
     if not is_file and ":" not in subject:
         raise _stop(f"{subject!r} is no file, and not of the form package.module:factory")
@@ -126,25 +164,24 @@ def _report(subject: str, given: list[str], settings: dict[str, Any], *, prove: 
         raise _stop("--arg is for a factory, and a file has none")
     if prove and not is_file:
         raise _stop("--prove is for files; of a model all values are compared")
-    arguments = _arguments(given)
-    from tied.errors import TieError
-    from tied.reporting.rules import known_prefixes
 
-    chosen = {"select": settings["select"], "ignore": settings["ignore"]}
-    try:
-        known_prefixes([*(chosen["select"] or ()), *chosen["ignore"]])  # before the user's code runs
-        if is_file:
-            from tied.files.auditing.audit import audit
 
-            report = audit(subject, prove=prove, **chosen)
-        else:
-            from tied.checking.check import check as look
+def _of_source(paths: list[str], chosen: dict[str, Any]) -> Report:
+    """Look at Python files; one alone that cannot be read is an error, one of several a finding."""
+    from tied.checking.paths import look_at_path
+    from tied.checking.source.look import look_at_source
 
-            report = look(*_made(subject, arguments), **chosen)
-    except (TieError, OSError) as error:
-        raise _stop(str(error)) from None
-    _print(report, settings["format"], subject if is_file else "")
-    return report
+    return look_at_path(paths[0], **chosen) if len(paths) == 1 else look_at_source(*paths, **chosen)
+
+
+def _report(subject: str, arguments: dict[str, Any], chosen: dict[str, Any], *, prove: bool) -> tuple[Report, str]:
+    if Path(subject).exists() or subject.endswith(SUFFIXES):
+        from tied.checking.paths import look_at_path
+
+        return look_at_path(subject, prove=prove, **chosen), subject
+    from tied.checking.check import check as look
+
+    return look(*_made(subject, arguments), **chosen), ""
 
 
 def _made(subject: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
@@ -169,15 +206,19 @@ def _made(subject: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
     return model, inputs
 
 
-def _print(report: Report, form: str, uri: str) -> None:
+def _print(reports: list[tuple[Report, str]], form: str) -> None:
     from tied.reporting import text as show
 
     if form == "json":
-        print(json.dumps(report.to_json(), indent=2))
+        data = [report.to_json() for report, _ in reports]
+        print(json.dumps(data[0] if len(data) == 1 else data, indent=2))
     elif form == "sarif":
-        print(json.dumps(show.to_sarif(report, uri), indent=2))
+        logs = [show.to_sarif(report, uri) for report, uri in reports]
+        runs = [run for log in logs for run in log["runs"]]
+        print(json.dumps(logs[0] | {"runs": runs}, indent=2))
     else:
-        text = {"text": show.to_text, "github": show.to_github, "html": show.to_html}[form](report)
+        to = {"text": show.to_text, "github": show.to_github, "html": show.to_html}[form]
+        text = ("\n\n" if form == "text" else "\n").join(filter(None, (to(report) for report, _ in reports)))
         print(text, end="" if text.endswith("\n") or not text else "\n")
 
 

@@ -89,6 +89,8 @@ class Finding:
         names: The addresses that it is about.
         message: One sentence.
         fix: Something that can be pasted; empty where nothing need be done.
+        file: The source file that it is about; empty where it is about a model or a checkpoint.
+        line: In that file, from 1.
     """
 
     code: str
@@ -96,18 +98,16 @@ class Finding:
     names: tuple[str, ...]
     message: str
     fix: str = ""
+    file: str = ""
+    line: int = 0
 
     __module__ = "tied"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "names": list(self.names),
-            "message": self.message,
-            "fix": self.fix,
-        }
+        """Return plain data; `file` and `line` where it is about source code."""
+        data: dict[str, Any] = {"code": self.code, "severity": self.severity, "names": list(self.names)}
+        data |= {"message": self.message, "fix": self.fix}
+        return data | ({"file": self.file, "line": self.line} if self.file else {})
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ class Facts:
         bytes: Of all tensors, memory that is shared counted once.
         bytes_saved: What the same tensors would take more if nothing were shared.
         notes: What could not be looked at, and why.
+        files: How many source files were looked at.
     """
 
     subject: str
@@ -131,6 +132,7 @@ class Facts:
     bytes: int = 0
     bytes_saved: int = 0
     notes: tuple[str, ...] = ()
+    files: int = 0
 
     __module__ = "tied"
 
@@ -141,7 +143,7 @@ class Facts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data, with the version of its schema."""
-        return {
+        data: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "subject": self.subject,
             "ok": self.ok,
@@ -152,3 +154,4 @@ class Facts:
             "findings": [finding.to_json() for finding in self.findings],
             "notes": list(self.notes),
         }
+        return data | ({"files": self.files} if self.files else {})

@@ -5,6 +5,7 @@ something new adds its line here, so that no code means two things. Read next: t
 
     1xx  sharing is not what it seems      3xx  files
     2xx  meaning                           4xx  optimizers and adapters      5xx  several devices
+                                                                             6xx  source code
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Rule:
     @property
     def section(self) -> str:
         """The section of docs/rules.md about it."""
-        return f"{self.code.lower()}-{self.title.replace(',', '').replace(' ', '-')}"
+        return f"{self.code}-{self.title.replace(',', '').replace(' ', '-')}".lower()
 
 
 _RULES = [
@@ -86,7 +87,17 @@ _RULES = [
     Rule("TIE412", "trained copy of one end", "warning", "An adapter trains a copy of one end; the other stays."),
     # 5xx: several devices
     Rule("TIE501", "ends on two devices", "error", "A declared tie has its ends on two devices, as copies."),
+    # 6xx: source code
+    Rule("TIE600", "not looked at", "error", "What lies there could not be read, so nothing is known of it."),
+    Rule("TIE601", "Parameter over another", "error", "A line makes a second Parameter over another's memory."),
+    Rule("TIE602", "data pointed at another", "error", "A line points `.data` at another Parameter's memory."),
+    Rule("TIE603", "view in place of a Parameter", "error", "A line assigns a tensor where torch takes a Parameter."),
+    Rule("TIE604", "copied at every step", "error", "A forward or a hook copies one weight into another."),
+    Rule("TIE605", "used without its gradient", "warning", "A forward uses a layer's weight cut from its gradient."),
+    Rule("TIE606", "one repeated", "warning", "A list holds one module or Parameter several times."),
 ]
+
+NOT_LOOKED_AT = "TIE600"
 
 RULES: dict[str, Rule] = {rule.code: rule for rule in _RULES}
 

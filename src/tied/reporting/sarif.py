@@ -5,7 +5,9 @@ Owns: the two forms, and making text harmless. Must not look at models. Read nex
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tied.reporting.facts import Facts, Finding
 from tied.reporting.rules import PAGE, RULES, Rule
@@ -29,7 +31,7 @@ def to_sarif(report: Facts, uri: str = "") -> dict[str, Any]:
 
     Args:
         report: What was found.
-        uri: The file that they are about, as code scanners show it; a model has none.
+        uri: The file that they are about, as code scanners show it; a model has none, and source code names its own.
     """
     rules = [RULES[code] for code in dict.fromkeys(finding.code for finding in report.findings)]
     driver = {"name": "tied", "rules": [_rule(rule) for rule in rules]}
@@ -48,9 +50,13 @@ def _rule(rule: Rule) -> dict[str, Any]:
 
 
 def _result(finding: Finding, subject: str, uri: str) -> dict[str, Any]:
-    places = [{"fullyQualifiedName": f"{subject}::{name}", "kind": "member"} for name in finding.names]
+    of = finding.file or subject
+    places = [{"fullyQualifiedName": f"{of}::{name}", "kind": "member"} for name in finding.names]
     location: dict[str, Any] = {"logicalLocations": places}
-    if uri:
+    if finding.file:
+        region = {"region": {"startLine": finding.line}} if finding.line else {}
+        location["physicalLocation"] = {"artifactLocation": {"uri": quote(Path(finding.file).as_posix())}} | region
+    elif uri:
         location["physicalLocation"] = {"artifactLocation": {"uri": uri}}
     text = f"{finding.message}\nfix: {finding.fix}" if finding.fix else finding.message
     return {
@@ -68,8 +74,12 @@ def to_github(report: Facts) -> str:
 
 def _command(finding: Finding, subject: str) -> str:
     title = f"{finding.code} {RULES[finding.code].title}"
-    text = f"{subject}: {finding.message}" + (f"\nfix: {finding.fix}" if finding.fix else "")
-    return f"::{COMMANDS[finding.severity]} title={_property(title)}::{_data(text)}"
+    said = finding.message if finding.file else f"{subject}: {finding.message}"
+    text = said + (f"\nfix: {finding.fix}" if finding.fix else "")
+    where = (
+        f"file={_property(finding.file)}," + (f"line={finding.line}," if finding.line else "") if finding.file else ""
+    )
+    return f"::{COMMANDS[finding.severity]} {where}title={_property(title)}::{_data(text)}"
 
 
 def _data(text: str) -> str:

@@ -48,10 +48,20 @@ def summary(report: Facts) -> str:
     Example:
         >>> summary(Facts("Model", parameters=1_000_000, bytes=4_000_000, bytes_saved=1_000_000))
         '1,000,000 parameters, 3.8 MiB; sharing saves 976.6 KiB'
+        >>> summary(Facts("src", files=12))
+        '12 source files'
     """
+    files = f"{report.files:,} source file{'' if report.files == 1 else 's'}"
+    if is_of_source(report):
+        return files
     numbers = f"{report.parameters:,} parameter{'' if report.parameters == 1 else 's'}"
     saved = f"sharing saves {size_text(report.bytes_saved)}" if report.bytes_saved else "nothing is saved by sharing"
-    return f"{numbers}, {size_text(report.bytes)}; {saved}"
+    return f"{numbers}, {size_text(report.bytes)}; {saved}" + (f"; {files}" if report.files else "")
+
+
+def is_of_source(report: Facts) -> bool:
+    """Whether source code was looked at, and neither a model nor a checkpoint."""
+    return bool(report.files) and not report.bytes and not report.groups
 
 
 def verdict(report: Facts) -> str:
@@ -104,7 +114,8 @@ def size_text(count: int) -> str:
 def to_text(report: Facts) -> str:
     """Write a report as text, for people."""
     blocks = [f"{harmless(report.subject)}: {summary(report)}"]
-    blocks += ["\n".join(_group_lines(report))] if report.groups else ["  Nothing is shared."]
+    shared = "\n".join(_group_lines(report)) if report.groups else "  Nothing is shared."
+    blocks += [] if is_of_source(report) else [shared]
     blocks += ["\n".join(_finding_lines(finding)) for finding in report.findings[:MOST_FINDINGS]]
     hidden = len(report.findings) - MOST_FINDINGS
     blocks += [f"... and {hidden} more findings"] if hidden > 0 else []
@@ -125,10 +136,24 @@ def _group_lines(report: Facts) -> Iterator[str]:
 
 
 def _finding_lines(finding: Finding) -> Iterator[str]:
-    yield f"{finding.severity} {finding.code} {RULES[finding.code].title}"
+    yield heading_of(finding)
     yield from _wrapped(finding.message, "  ")
     if finding.fix:
-        yield f"  fix: {harmless(finding.fix)}"
+        first, *more = map(harmless, lines_of_fix(finding))
+        yield f"  fix: {first}"
+        yield from (f"       {line}" for line in more)
+
+
+def heading_of(finding: Finding) -> str:
+    """Return what a finding is, after the place in the source code that it is about."""
+    what = f"{finding.severity} {finding.code} {RULES[finding.code].title}"
+    where = f"{harmless(finding.file)}:{finding.line}: " if finding.line else f"{harmless(finding.file)}: "
+    return where + what if finding.file else what
+
+
+def lines_of_fix(finding: Finding) -> list[str]:
+    """Return the lines of a fix: one, but for source code, whose fixes are made of its own lines."""
+    return finding.fix.splitlines() if finding.file else [finding.fix]
 
 
 def _wrapped(text: str, first: str) -> list[str]:
@@ -161,10 +186,10 @@ def _parts(report: Facts) -> Iterator[Part]:
     if report.groups:
         yield Table(("state", "name", "what", "size"), tuple(map(_row, report.groups)), words=3)
     for finding in report.findings:
-        yield Heading(f"{finding.severity} {finding.code} {RULES[finding.code].title}")
+        yield Heading(heading_of(finding))
         yield Paragraph(harmless(finding.message))
         if finding.fix:
-            yield Code(harmless(finding.fix))
+            yield Code("\n".join(map(harmless, lines_of_fix(finding))))
     yield from (Paragraph(harmless(note)) for note in report.notes)
 
 

@@ -73,6 +73,11 @@ def find_checkpoint(path: Path) -> Path:
     refuse(path, "No checkpoint lies in this folder.", "no file of a known kind", " or ".join(USUAL), "name the file")
 
 
+def holds_checkpoint(path: Path) -> bool:
+    """Whether a folder holds a file that looks like a checkpoint: one, several, or chunks of a distributed one."""
+    return any(next(path.glob(pattern), None) for pattern in USUAL) or (path / ".metadata").is_file()
+
+
 def twin(path: Path) -> Path | None:
     """Return the index beside a file of its name, or the file beside its index: a reader takes one of the two.
 
