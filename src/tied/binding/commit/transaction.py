@@ -24,8 +24,8 @@ SLOTS = ("_parameters", "_buffers")
 class Transaction:
     """Put all modules of some models back as they were, if the block raises.
 
-    Classes, attributes, hooks, links and declarations come back as the very objects that they were. Of tensors, the
-    values do that were handed to `keep`.
+    Classes, attributes, slots, hooks, links and declarations come back as the very objects that they were. Of tensors,
+    the values do that were handed to `keep`.
 
         with Transaction(model) as undo:
             undo.keep(source)
@@ -36,6 +36,8 @@ class Transaction:
     def __init__(self, *models: nn.Module) -> None:
         """Remember the modules."""
         modules = dict.fromkeys(module for model in models for module in model.modules())
+        homes = [link.home.module for module in modules for link in links(module).values() if link.home is not None]
+        modules.update(dict.fromkeys(home for home in homes if home is not None))  # of a part, it may lie outside
         self._undo = ExitStack()
         self._undo.callback(torch.set_grad_enabled, torch.is_grad_enabled())  # no_grad() is left half way too
         self._undo.callback(_restore, [_Before(module) for module in modules])
@@ -63,6 +65,8 @@ class _Before:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.kind, self.held = module, type(module), dict(module.__dict__)
+        self.slots = [(self.held[name], dict(dict.items(self.held[name]))) for name in SLOTS if name in self.held]
+        self.flat = list(self.held.get("_flat_weights", ()))  # what a recurrent module changes in place
         self.hooks = tuple(self.held.get("_load_state_dict_pre_hooks", ()))
         self.links = [(vars(link), dict(vars(link))) for link in links(module).values()]
         plant = self.held.get(PLANT)
@@ -77,12 +81,17 @@ class _Before:
             del hooks[key]
         for key in self.hooks:
             hooks.move_to_end(key)
+        self.held.get("_flat_weights", [])[:] = self.flat
         steps = (self._restore_slots, self._restore_others, self._restore_class)
         reads_more = _late_names(self.kind) > _late_names(type(self.module))
         for step in reversed(steps) if reads_more else steps:
             step()
 
     def _restore_slots(self) -> None:
+        for now, was in self.slots:
+            if [*map(id, dict.values(now))] != [*map(id, was.values())] or [*dict.keys(now)] != [*was]:
+                dict.clear(now)
+                dict.update(now, was)
         let_readers_pass()
         self.module.__dict__.update({name: self.held[name] for name in SLOTS if name in self.held})
 
