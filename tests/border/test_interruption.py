@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ from torch.nn.utils.parametrizations import orthogonal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tied
-from tied.binding import bind
-from tied.binding.adapters import LIVING
+from tied.binding import adapters, bind, link
 from tied.binding.commit.readers import let_readers_pass
+from tied.binding.live import registration
 
 
 class Net(nn.Module):
@@ -54,6 +55,14 @@ def nothing(model: Any) -> None:
     """Leave the model as it is built."""
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no links of other models live, which a load would look at, line by line."""
+    living = WeakSet[Any]()
+    for module in (adapters, link, registration):
+        monkeypatch.setattr(module, "LIVING", living)
+
+
 @dataclass(frozen=True)
 class Call:
     """A call on a model that was prepared for it."""
@@ -69,8 +78,7 @@ class Call:
 
     def model(self) -> nn.Module:
         """Return the prepared model, the same one at each call."""
-        for link in [link for link in LIVING if link.target() is None]:
-            LIVING.discard(link)  # of a model that is no more: every load looks at it
+        adapters.LIVING.clear()
         torch.manual_seed(0)
         model = self.build().double()
         self.prepare(model)

@@ -17,7 +17,7 @@ from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
 from tied.binding.adapters import watch
-from tied.binding.commit.transaction import Transaction
+from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.equations import at_first_places, pair
 from tied.binding.late_reading import install
 from tied.binding.link import Link
@@ -304,13 +304,10 @@ def _check_winners(
 
 def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]) -> None:
     """Write the values and install the links, all or none."""
-    with Transaction(tree.model) as undo:
+    with Transaction(on_the_way(tree.model, ties)) as undo:
         prepared = [(each, tree.slot(each.target), *_link(tree.model, each)) for each in ties]
         for home in {id(home): home for *_, home in prepared}.values():
-            known = plant(home).known
-            fresh = [module for module in home.modules() if module not in known]
-            undo.callback(known.difference_update, fresh)
-            known.update(fresh)
+            plant(home).known.update(home.modules())
         names = dict[nn.Module, set[str]]()
         for _, slot, link, _ in prepared:
             names.setdefault(slot.owner, set[str]()).update(() if link.is_identity else (slot.name,))
@@ -386,7 +383,7 @@ def bind(module: nn.Module, attribute: str, expression: str | Expression, owners
     if module._parameters.get(attribute) is not None:
         frame._modules["this module"] = module
         _check_fit(tree, Tie(("this module", attribute), parsed))
-    with Transaction(module, *owners.values()):
+    with Transaction([module, *sources.values()]):
         install(module, attribute, Link.to(parsed, sources))
 
 

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
-from tied.binding.commit.transaction import Transaction
+from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.late_reading import is_late, read, uninstall
 from tied.binding.link import Link
 from tied.binding.slots import ModuleTree, links
@@ -53,7 +53,7 @@ def untie(model: nn.Module, target: str | None = None) -> tuple[Tie, ...]:
         found = _selected(model, target)
         own = [_own(link, read(module, tie.target[-1], link)) for tie, module, link in found]
         last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
-        with Transaction(model) as undo:
+        with Transaction(on_the_way(model, (tie for tie, _, _ in found))) as undo:
             for (tie, module, link), tensor in zip(found, own, strict=True):
                 link.forget()
                 leave(model, tie, undo)

@@ -102,7 +102,7 @@ def untouched_on_failure(model: nn.Module, *, in_place: bool) -> Transaction:
         model: All Parameters and buffers of it are remembered.
         in_place: Whether their values may be overwritten, so that they are copied first: as much memory again.
     """
-    undo = Transaction(model)
+    undo = Transaction(model.modules())
     held = [t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     for tensor in {id(t): t for t in held if in_place and not t.is_meta}.values():
         undo.keep(tensor)
