@@ -94,7 +94,7 @@ class _Before:
         hooks = self.held.get("_load_state_dict_pre_hooks", {})
         for key in [key for key in hooks if key not in self.hooks]:
             del hooks[key]
-        for key in self.hooks:
+        for key in filter(hooks.__contains__, self.hooks):
             hooks.move_to_end(key)
         self.held.get("_flat_weights", [])[:] = self.flat
         steps = (self._restore_slots, self._restore_others, self._restore_class)
