@@ -135,7 +135,9 @@ def description(model: nn.Module, *inputs: Tensor) -> dict[str, object]:
         found[f"{path} is"] = (kinds, sorted(vars(module)), hooks)
         found[f"{path} says"] = [vars(module).get(key) for key in ("_tied_weights_keys", "all_tied_weights_keys")]
         found[f"{path} is configured"] = getattr(getattr(module, "config", None), "tie_word_embeddings", None)
-        found[f"{path} declares"] = dict(getattr(vars(module).get(PLANT), "declared", {}))
+        plant = vars(module).get(PLANT)
+        found[f"{path} declares"] = dict(getattr(plant, "declared", {}))
+        found[f"{path} knows"] = [name for name, one in model.named_modules() if one in getattr(plant, "known", ())]
         for name, link in vars(module).get(LINKS, {}).items():
             found[f"{path} reads {name}"] = (str(link.expression), link.kind, link.waits, link.order, link.place)
     for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):

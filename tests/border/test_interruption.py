@@ -1,7 +1,7 @@
 """One commit point: an exception at any line of a call leaves the model as it was, or as the call leaves it.
 
-A tracer raises KeyboardInterrupt at one line of `tied`, or of torch below it, per run. Only the lines between the
-first change of the model and the last are many; before and after them a few stand for all, except in the slow run.
+A tracer raises KeyboardInterrupt at one line of `tied`, or of torch below it, per run: at a line in every state that
+the model passes through, and, in the slow run, at many more.
 """
 
 import copy
@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import methodcaller
+from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -22,9 +24,10 @@ from torch.nn.utils.parametrizations import orthogonal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tied
-from tied.binding import bind
+from tied.binding import bind, link
 from tied.binding.commit.readers import let_readers_pass
-from tied.binding.followers.adapters import LIVING
+from tied.binding.followers import adapters, optimizers
+from tied.binding.live import registration
 
 
 class Net(nn.Module):
@@ -53,6 +56,14 @@ def nothing(model: Any) -> None:
     """Leave the model as it is built."""
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no links of other models live, which a load would look at, line by line."""
+    living = WeakSet[Any]()
+    for module in (adapters, link, registration):
+        monkeypatch.setattr(module, "LIVING", living)
+
+
 @dataclass(frozen=True)
 class Call:
     """A call on a model that was prepared for it."""
@@ -68,8 +79,8 @@ class Call:
 
     def model(self) -> nn.Module:
         """Return the prepared model, the same one at each call."""
-        for link in [link for link in LIVING if link.target() is None]:
-            LIVING.discard(link)  # of a model that is no more: every load looks at it
+        adapters.LIVING.clear()
+        optimizers._NEWS.clear()
         torch.manual_seed(0)
         model = self.build().double()
         self.prepare(model)
@@ -216,15 +227,15 @@ def chosen(call: Call) -> list[int]:
     return sorted({*changing, *range(0, count, count // 12), count - 1})
 
 
-def every(call: Call) -> range:
-    """Return all lines from the first change of the model to the last, and one more."""
+def many(call: Call) -> range:
+    """Return one line in seven, from the first change of the model to the last; all of them take ten minutes."""
     model = call.model()
     count, changing = lines_of(lambda: call.act(model), model)
-    return range(changing[0] - 1, min(changing[-1] + 2, count))
+    return range(changing[0] - 1, min(changing[-1] + 2, count), 7)
 
 
-def check_every_line(call: Call, lines: Callable[[Call], Iterable[int]]) -> None:
-    """Interrupt a call at each line: the model is as before or done, and another call completes it."""
+def check_lines(call: Call, lines: Callable[[Call], Iterable[int]]) -> None:
+    """Interrupt a call at each of the lines: the model is as before or done, and another call completes it."""
     reference = call.model()
     fresh = description(reference, call.inputs)
     call.act(reference)  # which also fills the caches, so that each run from now on takes the same lines
@@ -250,7 +261,13 @@ def check_every_line(call: Call, lines: Callable[[Call], Iterable[int]]) -> None
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_a_call_is_done_or_leaves_the_model_as_it_was(call: Call) -> None:
-    check_every_line(call, chosen)
+    check_lines(call, chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_so_it_is_wherever_it_is_interrupted(call: Call) -> None:
+    check_lines(call, many)
 
 
 # -- meanwhile: nothing is ever without its weight ------------------------------------------------------
@@ -259,12 +276,6 @@ def test_a_call_is_done_or_leaves_the_model_as_it_was(call: Call) -> None:
 def weights(model: nn.Module, places: Iterable[tuple[str, str]]) -> list[object]:
     held = [getattr(model.get_submodule(path), name) for path, name in places]
     return [None if tensor is None else tensor.tolist() for tensor in held]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("call", CALLS, ids=str)
-def test_so_it_is_at_every_line(call: Call) -> None:
-    check_every_line(call, every)
 
 
 READABLE = [call for call in CALLS if "retie" not in str(call)]  # elsewhere, a weight is gone or passes through another
@@ -347,6 +358,34 @@ def test_a_load_stops_as_torch_does(call: Call) -> None:
         tied.load_state_dict(model, state)
         assert (sharing(model), values(model)) == (shared, new), number
     assert len(found) > 5, "of the states that torch passes through"
+
+
+@pytest.mark.parametrize("prepare", [tying(IDENTITY, TRANSPOSED, FLIPPED), share], ids=["ties", "plain sharing"])
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_file_that_is_assigned_is_loaded_or_not(
+    tmp_path: Path, assign: bool, prepare: Callable[[Any], object]
+) -> None:
+    """What is copied in place stops half way as in torch; sharing holds, and the next load completes it."""
+    path = tmp_path / "model.safetensors"
+    call = Call("load a file", lambda model: tied.load(model, path, assign=assign), prepare)
+    done = call.model()
+    with torch.no_grad():
+        for tensor in (*done.parameters(), *done.buffers()):
+            tensor += 1
+    tied.save(done, path)
+    call.act(done)
+    shared, new, old = sharing(done), values(done), values(call.model())
+    for number in chosen(call)[::5]:
+        model = call.model()
+        before = identities(model)
+        assert interrupted(lambda: call.act(model), at=number), number  # noqa: B023
+        now = values(model)
+        assert sharing(model) == shared, number
+        assert all(now[name] in (old[name], new[name]) for name in now), number
+        if assign:
+            assert now == new or (now, identities(model)) == (old, before), number
+        call.act(model)
+        assert (sharing(model), values(model)) == (shared, new), number
 
 
 # -- copies: they leave the original alone ------------------------------------------------------------

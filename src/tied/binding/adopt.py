@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from tied.algebra import Expression, Ref, show_address
-from tied.binding.commit.transaction import Transaction
+from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.followers.optimizers import Optimizers
 from tied.binding.late_reading import read, uninstall
 from tied.binding.slots import ModuleTree, Slot
@@ -199,7 +199,7 @@ def alias(model: nn.Module) -> tuple[Tie, ...]:
             (tie, module, link) for tie, module, link in entries(unwrapped(model)) if isinstance(tie.source, Ref)
         ]
         plain = [entry for entry in exported if _is_plain(read(entry[1], entry[0].target[-1], entry[2]))]
-        with Transaction(unwrapped(model)):
+        with Transaction(on_the_way(unwrapped(model), (tie for tie, _, _ in plain))):
             for tie, module, link in plain:
                 link.forget()
                 uninstall(module, tie.target[-1], read(module, tie.target[-1], link))

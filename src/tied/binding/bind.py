@@ -44,5 +44,5 @@ def bind(module: nn.Module, attribute: str, expression: str | Expression, owners
     if module._parameters.get(attribute) is not None:
         frame._modules["this module"] = module
         check_fit(tree, Tie(("this module", attribute), parsed))
-    with Transaction(module, *owners.values()):
+    with Transaction([module, *sources.values()]):
         install(module, attribute, Link.to(parsed, sources))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tied.algebra import Address, Ref
 from tied.binding.adopt import adopt, shared, tensor_slots
-from tied.binding.commit.transaction import Transaction
+from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.followers.transformers_keys import withdraw
 from tied.binding.late_reading import read, uninstall
 from tied.binding.state_dict_hooks import check_winner, reconcile_all
@@ -64,9 +64,9 @@ def load_state_dict(
 
 def _share_again(model: nn.Module, targets: set[Address]) -> None:
     """Undo the adoption: put each source's present tensor into its other slots."""
-    with Transaction(model):
-        for tie, module, link in list(entries(model)):
-            if tie.target in targets and isinstance(tie.source, Ref):
-                link.forget()
-                withdraw(model, tie)
-                uninstall(module, tie.target[-1], read(module, tie.target[-1], link))
+    adopted = [entry for entry in entries(model) if entry[0].target in targets and isinstance(entry[0].source, Ref)]
+    with Transaction(on_the_way(model, (tie for tie, _, _ in adopted))):
+        for tie, module, link in adopted:
+            link.forget()
+            withdraw(model, tie)
+            uninstall(module, tie.target[-1], read(module, tie.target[-1], link))

@@ -7,6 +7,7 @@ Read next: `tying.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import Parameter
 from tied.algebra import Address, Ref, address_of, parse, show_address
 from tied.algebra.parser import parse_address
 from tied.algebra.projection import agree
-from tied.binding.commit.transaction import Transaction
+from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.computed_source import remember_attribute
 from tied.binding.followers.optimizers import Optimizers, let_go
 from tied.binding.late_reading import install, is_late
@@ -74,7 +75,9 @@ def retie(model: nn.Module, *, keep: Keep | None = None, optimizer: Any = None) 
         optimizers = Optimizers(optimizer, model)
         overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
         replaced = list(_replaced(model))
-        with Transaction(model) as undo:
+        changed = [on_the_way(model, (tie for tie, _, _ in overwritten))]
+        changed += [on_the_way(home, [tie]) for home, _, tie in replaced]
+        with Transaction(chain.from_iterable(changed)) as undo:
             mended = [_mend(entry, keep) for entry in overwritten]
             mended += [_put_back(entry, keep) for entry in replaced]
             for entry in overwritten:

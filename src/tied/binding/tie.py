@@ -16,7 +16,7 @@ from tied.algebra import Address, Expression, Ref, invert, project, show_address
 from tied.algebra.assembly import Gather
 from tied.algebra.expression import Apply
 from tied.algebra.projection import agree, is_sparse
-from tied.binding.commit.transaction import Transaction
+from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.equations import at_first_places, pair
 from tied.binding.followers.adapters import watch_around
 from tied.binding.followers.optimizers import Optimizers, let_go
@@ -321,13 +321,10 @@ def _check_winners(
 
 def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor], optimizers: Optimizers) -> None:
     """Write the values, install the links, tell the optimizers; all or nothing."""
-    with Transaction(tree.model) as undo:
+    with Transaction(on_the_way(tree.model, ties)) as undo:
         prepared = [(each, tree.slot(each.target), *_link(tree.model, each)) for each in ties]
         for home in {id(home): home for *_, home in prepared}.values():
-            known = plant(home).known
-            fresh = [module for module in home.modules() if module not in known]
-            undo.callback(known.difference_update, fresh)
-            known.update(fresh)
+            plant(home).known.update(home.modules())
         names = dict[nn.Module, set[str]]()
         for _, slot, link, _ in prepared:
             names.setdefault(slot.owner, set[str]()).update(() if link.is_identity else (slot.name,))

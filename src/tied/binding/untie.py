@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tied.algebra import show_address
 from tied.algebra.parser import parse_address
-from tied.binding.commit.transaction import Transaction
+from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.followers.optimizers import Optimizers, take_up
 from tied.binding.followers.transformers_keys import leave
 from tied.binding.late_reading import is_late, read, uninstall
@@ -64,7 +64,7 @@ def untie(model: nn.Module, target: str | None = None, *, optimizer: Any = None)
         for (tie, _, link), tensor in zip(found, own, strict=True):
             take_up(tie, tensor, link, optimizers)
         last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
-        with Transaction(model) as undo:
+        with Transaction(on_the_way(model, (tie for tie, _, _ in found))) as undo:
             for (tie, module, link), tensor in zip(found, own, strict=True):
                 link.forget()
                 end, names = last[module]

@@ -5,8 +5,7 @@ Owns: the one place of `files` that changes a model. Must not decide what the va
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _NormBase
 
+from tied.binding.commit.transaction import Transaction
 from tied.binding.late_reading import Late
 from tied.binding.state_dict_hooks import reconcile_before
 from tied.files.models.model_names import Names, has_memory
@@ -95,31 +95,18 @@ def _set(names: Names, name: str, value: Tensor) -> None:
     setattr(module, attribute, value)
 
 
-@contextmanager
-def untouched_on_failure(model: nn.Module, *, in_place: bool) -> Generator[None]:
-    """Put everything back where the block fails.
+def untouched_on_failure(model: nn.Module, *, in_place: bool) -> Transaction:
+    """Return a block that puts everything back where it fails.
 
     Args:
         model: All Parameters and buffers of it are remembered.
         in_place: Whether their values may be overwritten, so that they are copied first: as much memory again.
     """
-    slots = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
-    tensors = {id(t): t for _, *places in slots for place in places for t in place.values() if t is not None}
-    copies = {key: t.detach().clone() for key, t in tensors.items() if not t.is_meta} if in_place else {}
-    try:
-        yield
-    except BaseException:
-        for module, parameters, buffers in slots:
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            if isinstance(module, nn.RNNBase):
-                module._init_flat_weights()  # it keeps them in a list too
-        with torch.no_grad():
-            for key, copy in copies.items():
-                tensors[key].copy_(copy)
-        raise
+    undo = Transaction(model.modules())
+    held = [t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+    for tensor in {id(t): t for t in held if in_place and not t.is_meta}.values():
+        undo.keep(tensor)
+    return undo
 
 
 def is_plain(model: nn.Module) -> bool:

@@ -69,7 +69,8 @@ def load(
 
     Law: afterwards every name of the model reads what the file has for it, bit for bit, unless two names that are
     one tensor in the model differ in the file: that is an error, or settled by `on_conflict` and reported. A tie
-    stays a tie, and so does sharing by plain torch. All or nothing: a load that fails leaves the model as it was.
+    stays a tie, and so does sharing by plain torch. All or nothing: a load that fails leaves the model as it was. Only
+    Ctrl-C while values are copied leaves some of them loaded, as in torch, unless `assign=True`: load again.
 
     A file that stores a value once is loaded into an untied model too: what is missing is restored by the
     ledger in the file. A file of an untied model is loaded into a tied one if its values agree.
