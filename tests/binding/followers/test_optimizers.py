@@ -278,9 +278,9 @@ LATE_TIE = (
     "from model.parameters(), or hand it over where you tie: tied.tie(..., optimizer=optimizer)."
 )
 LATE_UNTIE = (
-    "The optimizer does not step 'b.weight', which has a Parameter of its own since it was untied: hand the optimizer "
-    "over where you untie, tied.untie(..., optimizer=optimizer), or add it now: "
-    "optimizer.add_param_group({'params': [model.get_parameter('b.weight')]})."
+    "The optimizer does not step 'b.weight', with a Parameter of its own since the untie: hand the optimizer over "
+    "where you untie, tied.untie(..., optimizer=optimizer), or add what is new: "
+    "optimizer.add_param_group({'params': model.get_parameter('b.weight')})."
 )
 
 
@@ -304,9 +304,31 @@ def test_an_optimizer_that_lacks_a_new_parameter_says_so_once() -> None:
         train(model, optimizer)
     assert [str(each.message) for each in said] == [LATE_UNTIE]
     before = model.b.weight.detach().clone()
-    optimizer.add_param_group({"params": [model.get_parameter("b.weight")]})
+    exec(LATE_UNTIE.partition("add what is new: ")[2].rstrip("."), {"optimizer": optimizer, "model": model})
     train(model, optimizer)
     assert not torch.equal(model.b.weight, before)
+
+
+def test_several_are_said_in_one_line() -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.rand(2, 4)
+    tied.tie(model, "*.weight", "0.weight")
+    with pytest.warns(tied.TieWarning) as said:
+        optimizer.step()
+    assert [str(each.message) for each in said] == [
+        "The optimizer steps Parameters that the model does not have any more, since 1.weight = 0.weight, "
+        "2.weight = 0.weight, 3.weight = 0.weight and 1 more: build it again from model.parameters(), or hand it over "
+        "where you tie: tied.tie(..., optimizer=optimizer)."
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tied.untie(model)
+    model(x).sum().backward()
+    with pytest.warns(tied.TieWarning) as said:
+        optimizer.step()
+    (message,) = [str(each.message) for each in said]
+    exec(message.partition("add what is new: ")[2].rstrip("."), {"optimizer": optimizer, "model": model})
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, model.parameters()))
 
 
 def other_optimizer(model: Pair) -> list[torch.optim.Optimizer]:

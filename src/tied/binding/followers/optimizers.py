@@ -12,7 +12,7 @@ import gc
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -207,7 +207,7 @@ def let_go(tie: Tie, dropped: Tensor, sources: Mapping[Address, Tensor], optimiz
     """Have optimizers let go of what a target held: those that were handed over, and others at their next step."""
     if isinstance(dropped, Parameter) and not any(dropped is source for source in sources.values()):
         optimizers.replace(dropped, tie.source, sources, won=won)
-        optimizers.news.append(Dropped(dropped, str(tie), ()))
+        optimizers.news.append(News(dropped, str(tie)))
 
 
 def take_up(tie: Tie, new: Tensor, link: Any, optimizers: Optimizers) -> None:
@@ -218,64 +218,42 @@ def take_up(tie: Tie, new: Tensor, link: Any, optimizers: Optimizers) -> None:
     if isinstance(new, Parameter) and optimizers.all:
         optimizers.add((new, name), link.expression, sources, near)
     elif isinstance(new, Parameter):
-        optimizers.news.append(Made(new, name, near))
+        optimizers.news.append(News(new, name, near))
 
 
 # -- optimizers that were not handed over -----------------------------------------------------------
 
 
 class News:
-    """A Parameter that was dropped or made, for the optimizers that step after that."""
+    """A Parameter that a tie dropped or an untie made, for the optimizers that step after that."""
 
-    def __init__(self, tensor: Tensor, text: str, stepped: Iterable[Tensor]) -> None:
-        """Remember the tensor as long as it lives; `stepped` are Parameters beside which it ought to be stepped."""
-        self.tensor, self.text = weakref.ref(tensor), text
-        self.stepped = [weakref.ref(each) for each in stepped]
+    def __init__(self, tensor: Tensor, text: str, near: Iterable[Tensor] | None = None) -> None:
+        """Remember the tensor as long as it lives; `near` are Parameters beside which a new one ought to be stepped."""
+        self.tensor, self.text, self.is_new = weakref.ref(tensor), text, near is not None
+        self.near = [weakref.ref(each) for each in near or ()]
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def message(self, held: set[int]) -> str | None:
-        """Return what an optimizer that holds `held` has to be told; None where it is of no concern to it."""
-        raise NotImplementedError
-
-
-class Dropped(News):
-    """The Parameter that a target had before the tie."""
-
-    def message(self, held: set[int]) -> str | None:
-        """Say that it is stepped for nothing, as soon as nothing gives it a gradient."""
+    def is_wrong(self, held: Collection[int]) -> bool | None:
+        """Tell whether an optimizer that holds `held` is wrong about it; None where that cannot be said yet."""
         tensor = self.tensor()
-        if tensor is None or id(tensor) not in held or (tensor.grad is not None and bool(tensor.grad.any())):
-            return None
-        return (
-            f"The optimizer steps a Parameter that the model does not have any more, since {self.text}: build it "
-            "again from model.parameters(), or hand it over where you tie: tied.tie(..., optimizer=optimizer)."
-        )
+        is_held = tensor is not None and id(tensor) in held
+        if tensor is None or is_held is self.is_new:
+            return False
+        if not self.is_new:  # it is stepped for nothing, as soon as nothing gives it a gradient
+            return None if tensor.grad is not None and bool(tensor.grad.any()) else True
+        if not any(id(source) in held for ref in self.near if (source := ref()) is not None):
+            return False
+        return None if tensor.grad is None or not tensor.requires_grad else True
 
 
-class Made(News):
-    """The Parameter that a target was given by an untie."""
-
-    def message(self, held: set[int]) -> str | None:
-        """Say that it is not trained, where its source is and no other optimizer holds it."""
-        tensor = self.tensor()
-        if tensor is None or tensor.grad is None or not tensor.requires_grad:
-            return None
-        if not any(id(source) in held for ref in self.stepped if (source := ref()) is not None):
-            return None
-        if any(_is_of_optimizer(found) for found in gc.get_referrers(tensor)):
-            return None
-        return (
-            f"The optimizer does not step '{self.text}', which has a Parameter of its own since it was untied: hand "
-            "the optimizer over where you untie, tied.untie(..., optimizer=optimizer), or add it now: "
-            f"optimizer.add_param_group({{'params': [model.get_parameter({self.text!r})]}})."
-        )
-
-
-def _is_of_optimizer(found: object) -> bool:
-    """Tell whether an object is the list of Parameters of some optimizer's group."""
-    return isinstance(found, list) and any(
-        isinstance(holder, dict) and holder.get("params") is found for holder in gc.get_referrers(found)
-    )
+def _held_elsewhere(news: Sequence[News]) -> set[int]:
+    """Return the ids of those Parameters that stand in a group of some other optimizer."""
+    tensors = [tensor for each in news if (tensor := each.tensor()) is not None]
+    lists = [found for found in gc.get_referrers(*tensors) if isinstance(found, list)] if tensors else []
+    known = {id(found) for found in lists}
+    holders = [found for found in gc.get_referrers(*lists) if isinstance(found, dict)] if lists else []
+    groups = [found["params"] for found in holders if id(found.get("params")) in known]
+    return {id(tensor) for group in groups for tensor in group}
 
 
 _NEWS: list[News] = []
@@ -301,16 +279,44 @@ def _at_step(optimizer: Optimizer, _: Any, __: Any) -> None:
     _forget(())
     waiting = [news for news in _NEWS if optimizer not in news.seen]
     held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]} if waiting else set[int]()
-    for news in waiting:
-        message = news.message(held)
-        if message is not None:
-            _forget((news,))
-            warnings.warn(message, TieWarning, stacklevel=3)
-        elif not held & _ids(news):
+    judged = [(news, news.is_wrong(held)) for news in waiting]
+    dropped = [news for news, is_wrong in judged if is_wrong and not news.is_new]
+    made = [news for news, is_wrong in judged if is_wrong and news.is_new]
+    elsewhere = _held_elsewhere(made)
+    lacking = [news for news in made if id(news.tensor()) not in elsewhere]
+    for news, is_wrong in judged:
+        if is_wrong is not None:
             news.seen.add(optimizer)
-        elif isinstance(news, Made) and id(news.tensor()) in held:
-            _forget((news,))
+    _forget([news for news in waiting if news in dropped or news in lacking or (news.is_new and _is_in(news, held))])
+    for said, word in ((dropped, _steps_dropped), (lacking, _lacks_new)):
+        if said:
+            warnings.warn(word([news.text for news in said]), TieWarning, stacklevel=3)
 
 
-def _ids(news: News) -> set[int]:
-    return {id(tensor) for ref in (news.tensor, *news.stepped) if (tensor := ref()) is not None}
+def _is_in(news: News, held: Collection[int]) -> bool:
+    return id(news.tensor()) in held
+
+
+def _steps_dropped(ties: Sequence[str]) -> str:
+    return (
+        f"The optimizer steps {_counted(ties)} that the model does not have any more, since {_some(ties)}: build it "
+        "again from model.parameters(), or hand it over where you tie: tied.tie(..., optimizer=optimizer)."
+    )
+
+
+def _lacks_new(names: Sequence[str]) -> str:
+    each = f"model.get_parameter({names[0]!r})" if len(names) == 1 else f"[model.get_parameter(n) for n in {[*names]}]"
+    return (
+        f"The optimizer does not step {_some([repr(name) for name in names])}, with {_counted(names)} of "
+        f"{'its' if len(names) == 1 else 'their'} own since the untie: hand the optimizer over where you untie, "
+        "tied.untie(..., optimizer=optimizer), or add what is new: "
+        f"optimizer.add_param_group({{'params': {each}}})."
+    )
+
+
+def _counted(things: Sequence[str]) -> str:
+    return "a Parameter" if len(things) == 1 else "Parameters"
+
+
+def _some(things: Sequence[str]) -> str:
+    return ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
