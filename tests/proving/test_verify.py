@@ -619,7 +619,7 @@ def test_a_difference_of_a_later_step_is_found() -> None:
     with torch.no_grad():
         model["b"].weight.copy_(model["a"].weight)
     loss = lambda m: m["a"](torch.eye(3).double()).square().sum()  # noqa: E731  (the second is not used)
-    with pytest.raises(tied.SharingError, match="at step 1 of SGD the value"):
+    with pytest.raises(tied.SharingError, match="at step 1 of SGD in float64 the value"):
         verify(model, loss=loss, ties={"b.weight": "a.weight"}, optimizer="sgd")
     late = [torch.optim.SGD]
 
@@ -628,7 +628,7 @@ def test_a_difference_of_a_later_step_is_found() -> None:
         optimizer.register_step_post_hook(lambda o, *_: o.param_groups[0].update(lr=0.1))
         return optimizer
 
-    with pytest.raises(tied.SharingError, match="at step 2 of SGD the value"):
+    with pytest.raises(tied.SharingError, match="at step 2 of SGD in float64 the value"):
         verify(model, loss=loss, ties={"b.weight": "a.weight"}, optimizer=starts_late)
     assert late
     assert verify(model, loss=loss, ties={"b.weight": "a.weight"}, optimizer=starts_late, steps=1)

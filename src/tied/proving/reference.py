@@ -81,7 +81,8 @@ class Reference:
         trained = {root for name, parameter in held.items() if parameter.requires_grad for root in self._roots(name)}
         for name, parameter in leaves.items():
             parameter.requires_grad_(name in trained)
-            parameter.data = parameter.data.clone()
+            if self.claims:  # without any it is an equal replica, memory and all
+                parameter.data = parameter.data.clone()
         return leaves
 
     def _memory(self, source: str) -> Parameter:
@@ -157,8 +158,8 @@ class Reference:
         return {leaf: part for leaf, part in parts.items() if part is not None}
 
     def parameters(self) -> list[Parameter]:
-        """Return the leaves, in the order of the slots they stand in."""
-        return list(self.leaves.values())
+        """Return the leaves, each once, in the order of the slots they stand in."""
+        return list({id(leaf): leaf for leaf in self.leaves.values()}.values())
 
 
 def _contradiction(claim: Claim, known: Claim | None) -> SharingError:

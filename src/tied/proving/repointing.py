@@ -69,9 +69,9 @@ def _named(function: FunctionType) -> Iterator[tuple[str, Any]]:
         waiting += [each for each in code.co_consts if isinstance(each, CodeType)]
         for name in code.co_names:
             value = function.__globals__.get(name)
-            if isinstance(value, (*STATE, *CONTAINERS)):
-                yield name, value
-            elif isinstance(value, FunctionType) and value.__globals__ is function.__globals__:
+            if isinstance(value, (*STATE, *CONTAINERS)) or (
+                isinstance(value, FunctionType) and value.__globals__ is function.__globals__
+            ):
                 yield name, value
 
 

@@ -43,6 +43,7 @@ def split(reference: Reference, objective: Objective, seed: int) -> Parts:
     for leaf in reference.parameters():
         leaf.grad = None
     marks = Marks(reference)
+    whole = {name: _first_hook(leaf) for name, leaf in reference.leaves.items() if leaf.requires_grad}
     with marks.watching():
         roll(seed)
         objective(reference.slots.model).backward()
@@ -51,14 +52,23 @@ def split(reference: Reference, objective: Objective, seed: int) -> Parts:
         for label, gradient in uses.items():
             for leaf, part in reference.pull_back(name, gradient).items():
                 parts[leaf][label] = part
-    return {name: found | _elsewhere(reference.leaves[name], found) for name, found in parts.items()}
+    return {name: found | _elsewhere(whole.get(name, []), found) for name, found in parts.items()}
 
 
-def _elsewhere(leaf: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+def _first_hook(leaf: Tensor) -> list[Tensor]:
+    """Return a list of the leaf's gradients, before any other hook changes them; one for each run of the engine."""
+    kept: list[Tensor] = []
+    handle = leaf.register_hook(lambda gradient: kept.append(gradient.detach().clone()))
+    leaf._backward_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+    return kept
+
+
+def _elsewhere(gradients: list[Tensor], parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what the parts leave of a gradient, if that is more than rounding."""
-    if leaf.grad is None:
+    if not gradients:
         return {}
-    whole = leaf.grad.to_dense() if leaf.grad.is_sparse else leaf.grad
+    whole = sum(part.to_dense() if part.is_sparse else part for part in gradients)
+    assert isinstance(whole, Tensor)
     rest = whole - sum(parts.values(), torch.zeros_like(whole))
     largest = max(float(part.abs().max()) for part in (whole, *parts.values())) if whole.numel() else 0.0
     is_rounding = not whole.numel() or float(rest.abs().max()) <= 100 * torch.finfo(rest.dtype).eps * largest

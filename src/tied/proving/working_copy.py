@@ -87,15 +87,17 @@ def _plain_tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
             for tensor in (*part._parameters.values(), *part._buffers.values()):
                 if tensor is not None:
                     _check_values(tensor)
-        elif isinstance(part, Tensor) and not (is_lazy(part) or part.is_meta):
-            if type(part) in PLAIN or _is_plain(part):
-                yield part
+        elif isinstance(part, Tensor) and _has_values(part) and (type(part) in PLAIN or _is_plain(part)):
+            yield part
 
 
 def _held(model: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a model, and what its hooks reach, hold in memory."""
-    tensors = (part for part in reached(model) if isinstance(part, Tensor))
-    return (tensor for tensor in tensors if not (is_lazy(tensor) or tensor.is_meta))
+    return (part for part in reached(model) if isinstance(part, Tensor) and _has_values(part))
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not (is_lazy(tensor) or tensor.is_meta)
 
 
 def _is_plain(tensor: Tensor) -> bool:

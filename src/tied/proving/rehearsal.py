@@ -1,0 +1,207 @@
+"""Rehearsal: what a run of a copy shows of a model before anything is compared.
+
+Owns: finding the dtype that works, what the forward overwrites, and what it computes with past the gradient. Must not
+train. Read next: `watch.py`, which sees the operations; `side_by_side.py`, which compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from tied.errors import SharingError
+from tied.ledger import ties
+from tied.proving.claims import Claim, Slots, claims, copy_of, same, shown, written
+from tied.proving.objective import Objective
+from tied.proving.watch import Read, Watch
+from tied.proving.working_copy import roll, working_copy
+
+
+class Rehearsal(NamedTuple):
+    """What a run showed.
+
+    Attributes:
+        objective: In the dtype that works, with the reason where that is not float64.
+        overwritten: Claims about trained Parameters that a forward overwrites with others.
+        copies: Frozen Parameters that it overwrites with others, as equations.
+    """
+
+    objective: Objective
+    overwritten: list[Claim]
+    copies: list[str]
+
+
+def copied(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
+    """Copy a model, and its loss, which may enclose the model."""
+    twin, loss = working_copy((model, objective.loss), objective.dtype)
+    return twin, replace(objective, loss=loss)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a copy must not compute with, by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def rehearse(model: nn.Module, objective: Objective) -> Rehearsal:
+    """Run a copy: in float64, or as the model is where it cannot compute in float64.
+
+    Raises:
+        SharingError: the copy computes with a tensor of the model, with a Parameter that no optimizer sees, or with
+            a weight past its gradient; or it overwrites a Parameter with what is no other Parameter.
+    """
+    try:
+        return _rehearsed(model, objective)
+    except (RuntimeError, TypeError) as error:  # what torch says of a dtype that it does not know somewhere
+        first = next(iter(str(error).splitlines()), "")
+        objective = replace(objective, dtype=None, reason=f"float64 fails with {type(error).__name__}: {first}")
+    return _rehearsed(model, objective)
+
+
+def _rehearsed(model: nn.Module, objective: Objective) -> Rehearsal:
+    twin, own = copied(model, objective)
+    slots, originals = Slots(twin), tensors_of(model)
+    at_first = _values(slots)
+    before = _moved(slots, at_first)
+    watch = Watch(originals, slots.parameters())
+    _run(twin, own, watch, at_first)
+    for read in watch.detached:
+        if slots.tensor(read.parameter).grad is not None and read.parameter not in _meant(model):
+            _check_detached(model, objective, read)
+    aliased = list(_aliased(slots, model))
+    if all(same(value, before[name]) for name, value in _values(slots).items()):
+        return Rehearsal(objective, aliased, [])
+    before = _moved(slots, _values(slots))  # once more: the first forward may initialize
+    _run(twin, own, Watch(originals), at_first)
+    after, found = _values(slots), list(written(slots, before))
+    found += aliased
+    names = [claim.target for claim in found if slots.tensor(claim.target).requires_grad]
+    changed = [name for name, value in after.items() if not same(value, before[name]) and name not in names]
+    _check_overwritten(twin, own, before, [name for name in changed if slots.tensor(name).requires_grad])
+    return Rehearsal(
+        objective,
+        [claim for claim in found if claim.target in names],
+        [f"{shown(claim.target)} = {claim.text}" for claim in found if claim.target not in names],
+    )
+
+
+def _aliased(slots: Slots, model: nn.Module) -> Iterator[Claim]:
+    """Yield claims about the Parameters that a forward laid over the memory of others."""
+    known = {claim.target for claim in claims(Slots(model))}
+    for claim in claims(slots):
+        if claim.origin == "memory" and claim.target not in known:
+            yield replace(claim, origin="written")
+
+
+def _values(slots: Slots) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in slots.parameters().items()}
+
+
+def _moved(slots: Slots, values: Mapping[str, Tensor], only: set[str] | None = None) -> dict[str, Tensor]:
+    """Give Parameters values a little off, each by another amount, so that what is equal afterwards is a copy."""
+    dice = torch.Generator().manual_seed(0 if only is None else 1)
+    with torch.no_grad():
+        for name, parameter in slots.parameters().items():
+            parameter.grad = None
+            noise = torch.rand(parameter.shape, generator=dice, dtype=torch.float64)
+            if parameter.is_floating_point() and (only is None or name in only):
+                parameter.copy_(values[name] + 1e-6 * noise.to(parameter) * (values[name].abs() + 1e-3))
+            else:
+                parameter.copy_(values[name])
+    return _values(slots)
+
+
+def _run(twin: nn.Module, objective: Objective, watch: Watch, held: Mapping[str, Tensor]) -> Tensor:
+    roll(0)
+    with watch:
+        loss = objective(twin)
+    _check_leaves(loss, twin, held)
+    with watch:
+        loss.backward()
+    return loss.detach()
+
+
+def _check_leaves(loss: Tensor, twin: nn.Module, held: Mapping[str, Tensor]) -> None:
+    """Refuse a Parameter that is trained, is not the model's, and has the values of one that is."""
+    own = {id(parameter) for parameter in twin.parameters()}
+    for leaf in leaves_of(loss):
+        if isinstance(leaf, Parameter) and id(leaf) not in own:
+            known = held | {name: parameter.detach() for name, parameter in twin.named_parameters()}
+            equal = next((name for name, value in known.items() if copy_of(leaf.detach(), value, name)), None)
+            if equal is not None:
+                raise SharingError(
+                    "The forward computes with a Parameter that is not in model.parameters(), so that no optimizer "
+                    "steps it.",
+                    found=f"a Parameter of shape {tuple(leaf.shape)} with the values of {shown(equal)}, kept elsewhere",
+                    expected="each weight in a slot of a module",
+                    fix=f"use the slot {shown(equal)} itself in the forward; keep no Parameter in a list or closure",
+                )
+
+
+def leaves_of(loss: Tensor) -> Iterator[Tensor]:
+    """Yield the leaves of a loss's graph."""
+    waiting, seen = [loss.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [inner for inner, _ in node.next_functions]
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                yield leaf
+
+
+# -- past the gradient ---------------------------------------------------------------------------------
+
+
+def _meant(model: nn.Module) -> set[str]:
+    """Return the names of sources that a tie reads detached, as it says."""
+    slots = Slots(model)
+    stopped = [tie.source for tie in ties(model) if ".detach()" in str(tie.source)]
+    return {slots.first(".".join(address)) for source in stopped for address in source.sources()}
+
+
+def _check_detached(model: nn.Module, objective: Objective, read: Read) -> None:
+    """Refuse a detached read on which the loss depends."""
+
+    def loss(shift: Read | None) -> float:
+        twin, own = copied(model, objective)
+        roll(0)
+        with Watch({}, Slots(twin).parameters(), shift):
+            return float(own(twin).detach())
+
+    plain = loss(None)
+    if loss(None) == plain != loss(read):
+        name = shown(read.parameter)
+        through = f"{shown(read.holder)}, a frozen copy of it" if read.holder else "it by .data, .detach() or a copy"
+        target = repr(shown(read.holder)) if read.holder else "target"
+        raise SharingError(
+            f"'{name}' does not train as one weight: a use of it in the forward is cut off from its gradient.",
+            found=f"aten.{read.operation} reads {through}, and the loss depends on that",
+            expected="every use in the graph, so that the gradient is the sum over the uses",
+            fix=f"compute with {name} itself; if no gradient is meant: tied.tie(model, {target}, '{name}.detach()')",
+        )
+
+
+def _check_overwritten(twin: nn.Module, objective: Objective, before: Mapping[str, Tensor], names: list[str]) -> None:
+    """Refuse trained Parameters whose values after a forward do not depend on those before."""
+    if not names:
+        return
+    slots = Slots(twin)
+    after = []
+    for only in (set[str](), set(names)):
+        _moved(slots, before, only)
+        _run(twin, objective, Watch({}), before)
+        after.append(_values(slots))
+    lost = [name for name in names if same(after[0][name], after[1][name])]
+    if lost:
+        raise SharingError(
+            f"'{shown(lost[0])}' is overwritten in each forward, so that what its optimizer steps is lost.",
+            found="values after the forward that do not depend on those before it",
+            expected="a Parameter that only its optimizer writes, or a tie",
+            fix=f"take away what writes it: tied.tie(model, {shown(lost[0])!r}, source)",
+        )
