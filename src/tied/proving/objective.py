@@ -6,7 +6,7 @@ Owns: calling a model on a user's inputs, and the default loss. Must not train. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,12 +30,14 @@ class Objective:
         loss: A function, or None.
         dtype: Of the real numbers in the inputs; None leaves them as they are.
         reason: Why that is not float64; "" where it is.
+        originals: By name, the tensors of the model itself, which no copy may compute with.
     """
 
     inputs: tuple[Any, ...]
     loss: Loss | None = None
     dtype: torch.dtype | None = torch.float64
     reason: str = ""
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be called: a loss is computed anew at each step."""

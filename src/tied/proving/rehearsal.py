@@ -39,12 +39,8 @@ class Rehearsal(NamedTuple):
 def copied(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
     """Copy a model, and its loss, which may enclose the model."""
     twin, loss = working_copy((model, objective.loss), objective.dtype)
-    return twin, replace(objective, loss=loss)
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a copy must not compute with, by name."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    originals = dict(model.named_parameters()) | dict(model.named_buffers())
+    return twin, replace(objective, loss=loss, originals=originals)
 
 
 def rehearse(model: nn.Module, objective: Objective) -> Rehearsal:
@@ -64,10 +60,10 @@ def rehearse(model: nn.Module, objective: Objective) -> Rehearsal:
 
 def _rehearsed(model: nn.Module, objective: Objective) -> Rehearsal:
     twin, own = copied(model, objective)
-    slots, originals = Slots(twin), tensors_of(model)
+    slots = Slots(twin)
     at_first = _values(slots)
     before = _moved(slots, at_first)
-    watch = Watch(originals, slots.parameters())
+    watch = Watch(own.originals, slots.parameters())
     _run(twin, own, watch, at_first)
     for read in watch.detached:
         if slots.tensor(read.parameter).grad is not None and read.parameter not in _meant(model):
@@ -76,7 +72,7 @@ def _rehearsed(model: nn.Module, objective: Objective) -> Rehearsal:
     if all(same(value, before[name]) for name, value in _values(slots).items()):
         return Rehearsal(objective, aliased, [])
     before = _moved(slots, _values(slots))  # once more: the first forward may initialize
-    _run(twin, own, Watch(originals), at_first)
+    _run(twin, own, Watch(own.originals), at_first)
     after, found = _values(slots), list(written(slots, before))
     found += aliased
     names = [claim.target for claim in found if slots.tensor(claim.target).requires_grad]

@@ -19,6 +19,7 @@ from tied.proving.claims import Claim, Slots, shown
 from tied.proving.objective import Objective
 from tied.proving.reference import Reference
 from tied.proving.use_gradients import use_of
+from tied.proving.watch import Watch
 from tied.proving.working_copy import roll
 
 MakeOptimizer = Callable[[list[Parameter]], Optimizer]
@@ -63,8 +64,9 @@ class Side:
         """Compute loss and gradients, those of sparse embeddings as dense tensors."""
         self.optimizer.zero_grad(set_to_none=True)
         roll(seed)
-        loss = objective(self.model)
-        loss.backward()
+        with Watch(objective.originals):
+            loss = objective(self.model)
+            loss.backward()
         for parameter in self.parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()

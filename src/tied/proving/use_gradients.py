@@ -43,7 +43,7 @@ def split(reference: Reference, objective: Objective, seed: int) -> Parts:
     for leaf in reference.parameters():
         leaf.grad = None
     marks = Marks(reference)
-    whole = {name: _first_hook(leaf) for name, leaf in reference.leaves.items() if leaf.requires_grad}
+    whole = {name: _whole(leaf) for name, leaf in reference.leaves.items() if leaf.requires_grad}
     with marks.watching():
         roll(seed)
         objective(reference.slots.model).backward()
@@ -55,7 +55,7 @@ def split(reference: Reference, objective: Objective, seed: int) -> Parts:
     return {name: found | _elsewhere(whole.get(name, []), found) for name, found in parts.items()}
 
 
-def _first_hook(leaf: Tensor) -> list[Tensor]:
+def _whole(leaf: Tensor) -> list[Tensor]:
     """Return a list of the leaf's gradients, before any other hook changes them; one for each run of the engine."""
     kept: list[Tensor] = []
     handle = leaf.register_hook(lambda gradient: kept.append(gradient.detach().clone()))

@@ -18,10 +18,9 @@ from tied.errors import KindError, SharingError, during
 from tied.proving.claims import Claim, Slots, asked, claims, shown
 from tied.proving.objective import Loss, Objective, fresh
 from tied.proving.reference import Reference
-from tied.proving.rehearsal import Rehearsal, copied, rehearse, tensors_of
+from tied.proving.rehearsal import Rehearsal, copied, rehearse
 from tied.proving.side_by_side import MakeOptimizer, SideBySide, not_the_same_twice
 from tied.proving.use_gradients import split
-from tied.proving.watch import Watch
 from tied.proving.working_copy import untouched, unwrapped
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
@@ -177,8 +176,7 @@ class Trial:
         trained, objective = copied(self.model, self.objective)
         reference, its_objective = self.reference(claimed)
         compared = SideBySide(trained, reference, self.make, (objective, its_objective))
-        with Watch(tensors_of(self.model)):
-            compared.run(self.steps)
+        compared.run(self.steps)
         return compared
 
     def reference(self, claimed: list[Claim]) -> tuple[Reference, Objective]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from tied.errors import SharingError
 
@@ -64,7 +64,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run an operation, having looked at what it is given."""
         kwargs = kwargs or {}
-        given = list(_tensors((args, kwargs)))
+        given = list(_tensors((*args, *kwargs.values())))
         self._check_foreign(given)
         reads = {id(tensor): read for tensor in given if (read := self._read(tensor, func)) is not None}
         if not reads:
@@ -130,8 +130,13 @@ class Watch(TorchDispatchMode):
                 self._carried[_memory(made)] = read, made  # held, so that no other tensor gets its memory
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    return (each for each in tree_leaves(value) if isinstance(each, Tensor))
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among an operation's arguments or results; those may be lists."""
+    for value in values if isinstance(values, list | tuple) else (values,):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _memory(tensor: Tensor) -> int:
