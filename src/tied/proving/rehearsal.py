@@ -29,11 +29,14 @@ class Rehearsal(NamedTuple):
         objective: In the dtype that works, with the reason where that is not float64.
         overwritten: Claims about trained Parameters that a forward overwrites with others.
         copies: Frozen Parameters that it overwrites with others, as equations.
+        wrong: What no comparison would show: a Parameter that no optimizer sees, a use past the gradient, or a trained
+            Parameter that is overwritten with what is no other Parameter.
     """
 
     objective: Objective
     overwritten: list[Claim]
     copies: list[str]
+    wrong: SharingError | None = None
 
 
 def copied(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
@@ -47,8 +50,7 @@ def rehearse(model: nn.Module, objective: Objective) -> Rehearsal:
     """Run a copy: in float64, or as the model is where it cannot compute in float64.
 
     Raises:
-        SharingError: the copy computes with a tensor of the model, with a Parameter that no optimizer sees, or with
-            a weight past its gradient; or it overwrites a Parameter with what is no other Parameter.
+        SharingError: the copy computes with a tensor of the model: a tie that copies do not keep.
     """
     try:
         return _rehearsed(model, objective)
@@ -64,24 +66,22 @@ def _rehearsed(model: nn.Module, objective: Objective) -> Rehearsal:
     at_first = _values(slots)
     before = _moved(slots, at_first)
     watch = Watch(own.originals, slots.parameters())
-    _run(twin, own, watch, at_first)
-    for read in watch.detached:
-        if slots.tensor(read.parameter).grad is not None and read.parameter not in _meant(model):
-            _check_detached(model, objective, read)
+    leaves = _run(twin, own, watch)
+    wrong = _stray(leaves, twin, at_first) or _cut_off(model, objective, slots, watch.detached)
     aliased = list(_aliased(slots, model))
     if all(same(value, before[name]) for name, value in _values(slots).items()):
-        return Rehearsal(objective, aliased, [])
+        return Rehearsal(objective, aliased, [], wrong)
     before = _moved(slots, _values(slots))  # once more: the first forward may initialize
-    _run(twin, own, Watch(own.originals), at_first)
-    after, found = _values(slots), list(written(slots, before))
-    found += aliased
-    names = [claim.target for claim in found if slots.tensor(claim.target).requires_grad]
-    changed = [name for name, value in after.items() if not same(value, before[name]) and name not in names]
-    _check_overwritten(twin, own, before, [name for name in changed if slots.tensor(name).requires_grad])
+    _run(twin, own, Watch(own.originals))
+    after, found = _values(slots), [*written(slots, before), *aliased]
+    trained = {name for name, parameter in slots.parameters().items() if parameter.requires_grad}
+    overwritten = [claim for claim in found if claim.target in trained]
+    unknown = {name for name in trained if not same(after[name], before[name])} - {c.target for c in overwritten}
     return Rehearsal(
         objective,
-        [claim for claim in found if claim.target in names],
-        [f"{shown(claim.target)} = {claim.text}" for claim in found if claim.target not in names],
+        overwritten,
+        [f"{shown(claim.target)} = {claim.text}" for claim in found if claim.target not in trained],
+        wrong or _lost(twin, own, before, sorted(unknown)),
     )
 
 
@@ -111,31 +111,32 @@ def _moved(slots: Slots, values: Mapping[str, Tensor], only: set[str] | None = N
     return _values(slots)
 
 
-def _run(twin: nn.Module, objective: Objective, watch: Watch, held: Mapping[str, Tensor]) -> Tensor:
+def _run(twin: nn.Module, objective: Objective, watch: Watch) -> list[Tensor]:
+    """Run forward and backward, and return the leaves of the graph."""
     roll(0)
     with watch:
         loss = objective(twin)
-    _check_leaves(loss, twin, held)
-    with watch:
+        leaves = list(leaves_of(loss))
         loss.backward()
-    return loss.detach()
+    return leaves
 
 
-def _check_leaves(loss: Tensor, twin: nn.Module, held: Mapping[str, Tensor]) -> None:
-    """Refuse a Parameter that is trained, is not the model's, and has the values of one that is."""
+def _stray(leaves: list[Tensor], twin: nn.Module, held: Mapping[str, Tensor]) -> SharingError | None:
+    """Word that a trained Parameter is not the model's, and has the values of one that is."""
     own = {id(parameter) for parameter in twin.parameters()}
-    for leaf in leaves_of(loss):
+    known = [*held.items(), *((name, parameter.detach()) for name, parameter in twin.named_parameters())]
+    for leaf in leaves:
         if isinstance(leaf, Parameter) and id(leaf) not in own:
-            known = held | {name: parameter.detach() for name, parameter in twin.named_parameters()}
-            equal = next((name for name, value in known.items() if copy_of(leaf.detach(), value, name)), None)
+            equal = next((shown(name) for name, value in known if copy_of(leaf.detach(), value, name)), None)
             if equal is not None:
-                raise SharingError(
+                return SharingError(
                     "The forward computes with a Parameter that is not in model.parameters(), so that no optimizer "
                     "steps it.",
-                    found=f"a Parameter of shape {tuple(leaf.shape)} with the values of {shown(equal)}, kept elsewhere",
+                    found=f"a Parameter of shape {tuple(leaf.shape)} with the values of {equal}, kept elsewhere",
                     expected="each weight in a slot of a module",
-                    fix=f"use the slot {shown(equal)} itself in the forward; keep no Parameter in a list or closure",
+                    fix=f"compute with the slot {equal} itself; keep no Parameter in a list or a closure",
                 )
+    return None
 
 
 def leaves_of(loss: Tensor) -> Iterator[Tensor]:
@@ -161,43 +162,50 @@ def _meant(model: nn.Module) -> set[str]:
     return {slots.first(".".join(address)) for source in stopped for address in source.sources()}
 
 
-def _check_detached(model: nn.Module, objective: Objective, read: Read) -> None:
-    """Refuse a detached read on which the loss depends."""
-
-    def loss(shift: Read | None) -> float:
-        twin, own = copied(model, objective)
-        roll(0)
-        with Watch({}, Slots(twin).parameters(), shift):
-            return float(own(twin).detach())
-
-    plain = loss(None)
-    if loss(None) == plain != loss(read):
-        name = shown(read.parameter)
-        through = f"{shown(read.holder)}, a frozen copy of it" if read.holder else "it by .data, .detach() or a copy"
-        target = repr(shown(read.holder)) if read.holder else "target"
-        raise SharingError(
-            f"'{name}' does not train as one weight: a use of it in the forward is cut off from its gradient.",
-            found=f"aten.{read.operation} reads {through}, and the loss depends on that",
-            expected="every use in the graph, so that the gradient is the sum over the uses",
-            fix=f"compute with {name} itself; if no gradient is meant: tied.tie(model, {target}, '{name}.detach()')",
-        )
+def _cut_off(model: nn.Module, objective: Objective, slots: Slots, reads: list[Read]) -> SharingError | None:
+    """Word that the loss depends on a weight past its gradient: one that has a gradient too, or a frozen copy."""
+    meant = _meant(model)
+    for read in reads:
+        if read.parameter not in meant and (read.holder or slots.tensor(read.parameter).grad is not None):
+            plain, again, shifted = (_loss(model, objective, shift) for shift in (None, None, read))
+            if plain == again != shifted:
+                return _is_cut_off(shown(read.parameter), read, slots)
+    return None
 
 
-def _check_overwritten(twin: nn.Module, objective: Objective, before: Mapping[str, Tensor], names: list[str]) -> None:
-    """Refuse trained Parameters whose values after a forward do not depend on those before."""
-    if not names:
-        return
-    slots = Slots(twin)
-    after = []
-    for only in (set[str](), set(names)):
+def _loss(model: nn.Module, objective: Objective, shift: Read | None) -> float:
+    twin, own = copied(model, objective)
+    roll(0)
+    with Watch({}, Slots(twin).parameters(), shift):
+        return float(own(twin).detach())
+
+
+def _is_cut_off(name: str, read: Read, slots: Slots) -> SharingError:
+    through, target, source = "it by .data, .detach() or a copy", "target", name
+    if read.holder:
+        through, target = f"{shown(read.holder)}, a frozen copy of it", repr(shown(read.holder))
+        source = copy_of(slots.tensor(read.holder), slots.tensor(read.parameter), read.parameter) or name
+    return SharingError(
+        f"'{name}' does not train as one weight: a use of it in the forward is cut off from its gradient.",
+        found=f"aten.{read.operation} reads {through}, and the loss depends on that",
+        expected="every use in the graph, so that the gradient is the sum over the uses",
+        fix=f"compute with {name} itself; if no gradient is meant: tied.tie(model, {target}, '{source}.detach()')",
+    )
+
+
+def _lost(twin: nn.Module, objective: Objective, before: Mapping[str, Tensor], names: list[str]) -> SharingError | None:
+    """Word that a trained Parameter's values after a forward do not depend on those before."""
+    slots, after = Slots(twin), []
+    for only in (set[str](), set(names)) if names else ():
         _moved(slots, before, only)
-        _run(twin, objective, Watch({}), before)
+        _run(twin, objective, Watch(objective.originals))
         after.append(_values(slots))
-    lost = [name for name in names if same(after[0][name], after[1][name])]
-    if lost:
-        raise SharingError(
-            f"'{shown(lost[0])}' is overwritten in each forward, so that what its optimizer steps is lost.",
-            found="values after the forward that do not depend on those before it",
-            expected="a Parameter that only its optimizer writes, or a tie",
-            fix=f"take away what writes it: tied.tie(model, {shown(lost[0])!r}, source)",
-        )
+    lost = next((name for name in names if same(after[0][name], after[1][name])), None)
+    if lost is None:
+        return None
+    return SharingError(
+        f"'{shown(lost)}' is overwritten in each forward, so that what its optimizer steps is lost.",
+        found="values after the forward that do not depend on those before it",
+        expected="a Parameter that only its optimizer writes, or a tie",
+        fix=f"take away what writes it: tied.tie(model, {shown(lost)!r}, source)",
+    )

@@ -156,10 +156,11 @@ class Repointing:
         cells = tuple(self._cells.setdefault(id(cell), CellType()) for cell in closure)
         self._new[id(old)] = new = self._over(old, self._scope(old), cells)  # what leads back to it finds it
         changed = [self._fill(copied, cell) for copied, cell in zip(cells, closure, strict=True)]
-        new.__defaults__ = self._each(old.__defaults__)
-        new.__kwdefaults__ = old.__kwdefaults__ and {name: self(value) for name, value in old.__kwdefaults__.items()}
-        changed += map(_differ, new.__defaults__ or (), old.__defaults__ or ())
-        changed += [_differ(value, old.__kwdefaults__[name]) for name, value in (new.__kwdefaults__ or {}).items()]
+        defaults, named = old.__defaults__ or (), old.__kwdefaults__ or {}
+        new.__defaults__ = tuple(map(self, defaults)) or None
+        new.__kwdefaults__ = {name: self(value) for name, value in named.items()} or None
+        changed += map(_differ, new.__defaults__ or (), defaults)
+        changed += map(_differ, (new.__kwdefaults__ or {}).values(), named.values())
         if not self._repoint_globals(old):
             over = self._over(old, old.__globals__, cells)
             over.__defaults__, over.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
@@ -174,9 +175,6 @@ class Repointing:
 
     def _scope(self, function: FunctionType) -> dict[str, Any]:
         return self._scopes.setdefault(id(function.__globals__), dict(function.__globals__))
-
-    def _each(self, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        return values and tuple(map(self, values))
 
     def _fill(self, copied: CellType, cell: CellType) -> bool:
         """Give the copy of a cell what it shall hold; tell whether that is another thing."""

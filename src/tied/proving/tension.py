@@ -72,7 +72,7 @@ def tension(
         model = unwrapped(model)
         objectives = [BatchObjective((batch,), loss) for batch in batches] or [Objective((), loss)]
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
-            first, overwritten, _ = rehearse(model, objectives[0])
+            first, overwritten, *_ = rehearse(model, objectives[0])
             twin, first = copied(model, first)
             reference = Reference(twin, [*claims(Slots(model)), *overwritten])
             stepper = None if optimizer is None else maker(optimizer)(reference.parameters())

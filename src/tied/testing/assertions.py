@@ -110,7 +110,7 @@ def assert_gradient_is_sum(model: nn.Module, *inputs: Any, loss: Loss | None = N
     with during(_call("assert_gradient_is_sum", model)):
         model = unwrapped(model)
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
-            objective, overwritten, _ = rehearse(model, Objective(inputs, loss))
+            objective, overwritten, *_ = rehearse(model, Objective(inputs, loss))
             reference = Reference(working_copy(model, objective.dtype), [*claims(Slots(model)), *overwritten])
             parts = split(reference, objective, seed=0)
             trained = working_copy(model, objective.dtype)
