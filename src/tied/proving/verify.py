@@ -155,11 +155,11 @@ def verify(
         objective = Objective(tuple(fresh(value, None) for value in inputs), loss)
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
             rehearsal = rehearse(model, objective)
-            if rehearsal.wrong is not None:
-                raise rehearsal.wrong
             claimed = [*claims(Slots(model)), *asked(Slots(model), ties or {}), *rehearsal.overwritten]
             trial = Trial(model, rehearsal.objective, make, steps)
             compared = trial.judged(claimed)
+            if rehearsal.wrong is not None:
+                raise rehearsal.wrong
             uses = trial.uses(claimed)
     return _proof(type(model).__name__, compared, rehearsal, uses)
 
