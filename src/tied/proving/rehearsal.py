@@ -50,14 +50,20 @@ def rehearse(model: nn.Module, objective: Objective) -> Rehearsal:
     """Run a copy: in float64, or as the model is where it cannot compute in float64.
 
     Raises:
-        SharingError: the copy computes with a tensor of the model: a tie that copies do not keep.
+        SharingError: the copy computes with a tensor of the model, a tie that copies do not keep; or its forward puts
+            Parameters into slots.
     """
     try:
         return _rehearsed(model, objective)
     except (RuntimeError, TypeError) as error:  # what torch says of a dtype that it does not know somewhere
-        first = next(iter(str(error).splitlines()), "")
-        objective = replace(objective, dtype=None, reason=f"float64 fails with {type(error).__name__}: {first}")
+        objective = replace(objective, dtype=None, reason=f"float64 fails with {first_line(error)}")
     return _rehearsed(model, objective)
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's class and the first line of its message, or most of it."""
+    text = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".removesuffix(": ")
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _rehearsed(model: nn.Module, objective: Objective) -> Rehearsal:
@@ -68,11 +74,12 @@ def _rehearsed(model: nn.Module, objective: Objective) -> Rehearsal:
     watch = Watch(own.originals, slots.parameters())
     leaves = _run(twin, own, watch)
     wrong = _stray(leaves, twin, at_first) or _cut_off(model, objective, slots, watch.detached)
-    aliased = list(_aliased(slots, model))
+    aliased, held = list(_aliased(slots, model)), dict(slots.parameters())
     if all(same(value, before[name]) for name, value in _values(slots).items()):
         return Rehearsal(objective, aliased, [], wrong)
     before = _moved(slots, _values(slots))  # once more: the first forward may initialize
     _run(twin, own, Watch(own.originals))
+    _check_replaced(slots, held)
     after, found = _values(slots), [*written(slots, before), *aliased]
     trained = {name for name, parameter in slots.parameters().items() if parameter.requires_grad}
     overwritten = [claim for claim in found if claim.target in trained]
@@ -191,6 +198,18 @@ def _is_cut_off(name: str, read: Read, slots: Slots) -> SharingError:
         expected="every use in the graph, so that the gradient is the sum over the uses",
         fix=f"compute with {name} itself; if no gradient is meant: tied.tie(model, {target}, '{source}.detach()')",
     )
+
+
+def _check_replaced(slots: Slots, before: Mapping[str, Parameter]) -> None:
+    """Refuse a forward that puts Parameters into slots: no optimizer has them."""
+    name = next((name for name, parameter in slots.parameters().items() if parameter is not before.get(name)), None)
+    if name is not None:
+        raise SharingError(
+            f"'{shown(name)}' is another Parameter after each forward, which no optimizer has.",
+            found="the forward makes a Parameter and puts it there",
+            expected="the Parameter that the optimizer was given",
+            fix=f"make no Parameter in a forward: tied.tie(model, {shown(name)!r}, source)",
+        )
 
 
 def _lost(twin: nn.Module, objective: Objective, before: Mapping[str, Tensor], names: list[str]) -> SharingError | None:

@@ -7,7 +7,7 @@ change the model, nor know how anything is tied. Read next: `side_by_side.py`, w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from tied.errors import KindError, SharingError, during
 from tied.proving.claims import Claim, Slots, asked, claims, shown
 from tied.proving.objective import Loss, Objective, fresh
 from tied.proving.reference import Reference
-from tied.proving.rehearsal import Rehearsal, copied, rehearse
+from tied.proving.rehearsal import Rehearsal, copied, first_line, rehearse
 from tied.proving.side_by_side import MakeOptimizer, SideBySide, not_the_same_twice
 from tied.proving.use_gradients import split
 from tied.proving.working_copy import untouched, unwrapped
@@ -47,6 +47,7 @@ class Proof:
         late: Ties that the reference has too, because the module of their source computes it (a norm, pruning).
         uses: The uses of each weight that is used elsewhere than in slots of its own: called several times, or read
             by a forward from outside its module. Each has its part in the gradient.
+        uses_unknown: Why such uses could not be told apart; "" where they were.
         copies: Frozen Parameters that a forward overwrites with others: such a use gives no gradient.
         unused: Names in groups that had no gradient in any step: of these the proof says nothing.
         dtype: In which was computed: "float64", or the model's own where it cannot compute in float64.
@@ -63,6 +64,7 @@ class Proof:
     ties: tuple[str, ...]
     late: tuple[str, ...]
     uses: Mapping[str, tuple[str, ...]]
+    uses_unknown: str
     copies: tuple[str, ...]
     unused: tuple[str, ...]
     dtype: str
@@ -81,6 +83,7 @@ class Proof:
         lines += [f"  {tie}, as the tie itself reads it: its source is computed" for tie in self.late[:SHOWN]]
         lines += [f"  {weight} has {len(uses)} uses: {_few(uses)}" for weight, uses in list(self.uses.items())[:SHOWN]]
         lines += [f"  and {len(self.uses) - SHOWN} more weights with several uses"] if len(self.uses) > SHOWN else []
+        lines += [f"  Uses in the forward were not told apart: {self.uses_unknown}"] if self.uses_unknown else []
         lines += [f"  {copy}, as the forward copies it: without a gradient" for copy in self.copies[:SHOWN]]
         lines += [] if len(lines) > 1 + bool(self.reason) else ["  It shares nothing."]
         if self.unused:
@@ -160,8 +163,8 @@ def verify(
             compared = trial.judged(claimed)
             if rehearsal.wrong is not None:
                 raise rehearsal.wrong
-            uses = trial.uses(claimed)
-    return _proof(type(model).__name__, compared, rehearsal, uses)
+            uses, unknown = trial.uses(claimed)
+    return replace(_proof(type(model).__name__, compared, rehearsal), uses=uses, uses_unknown=unknown)
 
 
 @dataclass(frozen=True)
@@ -199,16 +202,22 @@ class Trial:
                     raise
             raise not_the_same_twice("the model and the reference part otherwise when trained again") from first
 
-    def uses(self, claimed: list[Claim]) -> dict[str, tuple[str, ...]]:
-        """Return the uses of each weight, in the graph, that has others than slots of their own."""
+    def uses(self, claimed: list[Claim]) -> tuple[dict[str, tuple[str, ...]], str]:
+        """Return the uses of each weight that has others than slots of their own; or why they are unknown.
+
+        To tell uses apart, every slot holds another tensor: some forwards do not run so (compiled, under `vmap`).
+        """
         reference, objective = self.reference(claimed)
-        parts = split(reference, objective, seed=0)
+        try:
+            parts = split(reference, objective, seed=0)
+        except Exception as error:  # whatever a foreign forward raises; the proof itself stands
+            return {}, first_line(error)
         found = {shown(name): tuple(parts[name]) for name in parts if len(parts[name]) > 1}
         slots = set(map(shown, reference.slots.owners))
-        return {name: uses for name, uses in found.items() if not slots.issuperset(uses)}
+        return {name: uses for name, uses in found.items() if not slots.issuperset(uses)}, ""
 
 
-def _proof(subject: str, compared: SideBySide, rehearsal: Rehearsal, uses: Mapping[str, tuple[str, ...]]) -> Proof:
+def _proof(subject: str, compared: SideBySide, rehearsal: Rehearsal) -> Proof:
     reference, trained = compared.reference, compared.single.parameters
     return Proof(
         subject=subject,
@@ -218,7 +227,8 @@ def _proof(subject: str, compared: SideBySide, rehearsal: Rehearsal, uses: Mappi
         groups=tuple(reference.groups),
         ties=tuple(f"{shown(target)} = {claim.text}" for target, claim in reference.claims.items()),
         late=reference.late(),
-        uses=uses,
+        uses={},
+        uses_unknown="",
         copies=tuple(rehearsal.copies),
         unused=compared.unused,
         dtype=compared.dtype,

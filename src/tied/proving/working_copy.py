@@ -83,6 +83,13 @@ def _name(subject: Any) -> str:
 def _plain_tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
     """Yield the tensors among the parts of a model that can be cast; those of modules must have values."""
     for part in parts:
+        if isinstance(part, torch.jit.ScriptModule):
+            raise KindError(
+                "A part of the model is TorchScript, in whose slots the proof cannot put tensors.",
+                found=type(part).__name__,
+                expected="ordinary modules",
+                fix="verify the model before torch.jit.script or torch.jit.trace",
+            )
         if isinstance(part, nn.Module):
             for tensor in (*part._parameters.values(), *part._buffers.values()):
                 if tensor is not None:

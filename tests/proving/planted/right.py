@@ -314,7 +314,7 @@ def looped() -> nn.Module:
 def _ties() -> Iterator[str]:
     yield from ("2 * encoder.weight.T", "encoder.weight.T.flip(0).roll(1, 1)", "encoder.weight.exp().T")
     yield from ("encoder.weight.T.detach()", "cat([encoder.weight.T[:4], encoder.weight.T[:2]], 0)")
-    yield from ("encoder.weight.flatten().roll(3, 0).view(6, 4)", "encoder.weight[:1].T.expand(6, 4)")
+    yield from ("encoder.weight.flatten().roll(3).reshape(6, 4)", "encoder.weight[:1].T.expand(6, 4)")
 
 
 for _source in _ties():
@@ -407,6 +407,19 @@ def nearest_code() -> nn.Module:
             return hidden + (code - hidden).detach() + (code - hidden.detach()).square().mean()
 
     return Quantized()
+
+
+@right("Uses in the forward were not told apart: RuntimeError: You are attempting to call Tensor.retain_grad()")
+def forward_under_vmap() -> nn.Module:
+    """The tie is proved; further uses cannot be told apart there, and the proof says so."""
+
+    class Mapped(Autoencoder):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(super().forward)(x)
+
+    model = Mapped()
+    tied.tie(model, "decoder.weight", "encoder.weight.T")
+    return model
 
 
 # -- weights that are written -----------------------------------------------------------------------------

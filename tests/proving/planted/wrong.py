@@ -471,6 +471,18 @@ def old_parameter_in_a_closure() -> nn.Module:
     return model
 
 
+@wrong(r"'decoder.weight' is another Parameter after each forward, which no optimizer has")
+def new_parameter_in_each_forward() -> nn.Module:
+    """The optimizer steps the one that was there at first."""
+
+    class Replaces(Autoencoder):
+        def forward(self, x: Tensor) -> Tensor:
+            self.decoder.weight = nn.Parameter(self.encoder.weight.t())
+            return super().forward(x)
+
+    return Replaces()
+
+
 # -- claimed, and cut -------------------------------------------------------------------------------------
 
 
