@@ -29,7 +29,7 @@ class Reference:
     Attributes:
         slots: Those of the model, which is a working copy that nobody else uses, and which is changed.
         claims: How each slot that is no leaf is computed, by its name.
-        leaves: The tensors that are trained, each over memory of its own, by the name of the slot they stand in.
+        leaves: The tensors that are trained, no two over one memory, by the name of the slot they stand in.
         groups: The names that are joined by claims, those of leaves first.
     """
 
@@ -81,8 +81,6 @@ class Reference:
         trained = {root for name, parameter in held.items() if parameter.requires_grad for root in self._roots(name)}
         for name, parameter in leaves.items():
             parameter.requires_grad_(name in trained)
-            if self.claims:  # without any it is an equal replica, memory and all
-                parameter.data = parameter.data.clone()
         return leaves
 
     def _memory(self, source: str) -> Parameter:

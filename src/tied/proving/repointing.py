@@ -154,14 +154,17 @@ class Repointing:
             return self._new[id(old)]
         closure = old.__closure__ or ()
         cells = tuple(self._cells.setdefault(id(cell), CellType()) for cell in closure)
-        self._new[id(old)] = new = self._over(old, self._scope(old), cells)  # what leads back to it finds it
+        scope = self._scope(old) if any(_named(old)) else old.__globals__
+        self._new[id(old)] = new = self._over(old, scope, cells)  # what leads back to it finds it
         changed = [self._fill(copied, cell) for copied, cell in zip(cells, closure, strict=True)]
         defaults, named = old.__defaults__ or (), old.__kwdefaults__ or {}
         new.__defaults__ = tuple(map(self, defaults)) or None
         new.__kwdefaults__ = {name: self(value) for name, value in named.items()} or None
         changed += map(_differ, new.__defaults__ or (), defaults)
         changed += map(_differ, (new.__kwdefaults__ or {}).values(), named.values())
-        if not self._repoint_globals(old):
+        if scope is old.__globals__:
+            self._new[id(old)] = new if any(changed) else old
+        elif not self._repoint_globals(old):
             over = self._over(old, old.__globals__, cells)
             over.__defaults__, over.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
             self._new[id(old)] = over if any(changed) else old

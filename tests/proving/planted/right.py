@@ -409,7 +409,7 @@ def nearest_code() -> nn.Module:
     return Quantized()
 
 
-@right("Uses in the forward were not told apart: RuntimeError: You are attempting to call Tensor.retain_grad()")
+@right("Uses in the forward were not told apart: ")
 def forward_under_vmap() -> nn.Module:
     """The tie is proved; further uses cannot be told apart there, and the proof says so."""
 
@@ -529,6 +529,22 @@ def parts_of_one_buffer() -> nn.Module:
     model.encoder.weight.data = memory[:24].view(NARROW, WIDE)
     model.decoder.weight.data = memory[24:].view(WIDE, NARROW)
     return model
+
+
+@right(PLAIN)
+def buffer_over_a_bias() -> nn.Module:
+    """A buffer that lies over another Parameter's memory, and moves with it; that has nothing to do with the tie."""
+
+    class Gated(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("gate", self.layers[2].bias.data)
+            self.layers[1].weight = self.layers[0].weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.gate
+
+    return Gated()
 
 
 # -- what is random, or counts ----------------------------------------------------------------------------
