@@ -122,8 +122,8 @@ class Repointing:
             if isinstance(copied, list):
                 copied[:] = map(self._replaced, copied)
                 continue
-            items = copied if isinstance(copied, dict) else getattr(copied, "__dict__", None)
-            for name, value in list(items.items()) if isinstance(items, dict) else ():
+            items = copied if isinstance(copied, dict) else getattr(copied, "__dict__", {})
+            for name, value in list(items.items()):
                 new = self._replaced(value)
                 if new is not value:
                     items[name] = new

@@ -290,7 +290,7 @@ class SideBySide:
             "The model does not train as one parameter per group, where nothing claims to share.",
             found=f"it parts from the reference {where}",
             expected=f"the only sharing: {', '.join(shown(name) for group in self.reference.groups for name in group)}",
-            fix="give each buffer and attribute memory of its own, or name what is shared: ties={target: source}",
+            fix="let no forward ask what kind of tensor is in a slot, or name what is shared: ties={target: source}",
         )
 
     def _worst(self, names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ change the model, nor know how anything is tied. Read next: `side_by_side.py`, w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -120,7 +120,8 @@ def verify(
 
     up to rounding (1e-9 of the largest entry). What the model claims to share is read off it: one Parameter in
     several slots, several over one memory, ties of `tied`, what transformers declares, and Parameters that a
-    forward overwrites with another. Whatever is random is equally random on both sides.
+    forward overwrites with another. Whatever is random is equally random on both sides. What would be wrong on both
+    sides alike is refused too: a use past the gradient (`.data`), a Parameter that no optimizer has.
 
     Args:
         model: Left as it is, bit for bit; random numbers, modes and gradients included.
@@ -139,7 +140,8 @@ def verify(
     Raises:
         SharingError: the two differ; the message names the group, the first step that differs, and by how much.
         AddressError: `ties` names nothing.
-        KindError: the model cannot be trained: on meta, lazy, not copied, or without a finite loss and a gradient.
+        KindError: the model cannot be trained: on meta, lazy, not copied, or without a finite loss and a gradient;
+            or it does not do the same twice.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7, bias=False))
@@ -159,12 +161,7 @@ def verify(
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
             rehearsal = rehearse(model, objective)
             claimed = [*claims(Slots(model)), *asked(Slots(model), ties or {}), *rehearsal.overwritten]
-            trial = Trial(model, rehearsal.objective, make, steps)
-            compared = trial.judged(claimed)
-            if rehearsal.wrong is not None:
-                raise rehearsal.wrong
-            uses, unknown = trial.uses(claimed)
-    return replace(_proof(type(model).__name__, compared, rehearsal), uses=uses, uses_unknown=unknown)
+            return Trial(model, rehearsal, make, steps).proof(claimed)
 
 
 @dataclass(frozen=True)
@@ -172,13 +169,13 @@ class Trial:
     """Trains copies of a model beside references."""
 
     model: nn.Module
-    objective: Objective
+    rehearsal: Rehearsal
     make: MakeOptimizer
     steps: int
 
     def compared(self, claimed: list[Claim]) -> SideBySide:
         """Train a copy beside the reference of these claims; without any, that is another equal copy."""
-        trained, objective = copied(self.model, self.objective)
+        trained, objective = copied(self.model, self.rehearsal.objective)
         reference, its_objective = self.reference(claimed)
         compared = SideBySide(trained, reference, self.make, (objective, its_objective))
         compared.run(self.steps)
@@ -186,7 +183,7 @@ class Trial:
 
     def reference(self, claimed: list[Claim]) -> tuple[Reference, Objective]:
         """Build the reference of these claims, with a loss of its own."""
-        twin, objective = copied(self.model, self.objective)
+        twin, objective = copied(self.model, self.rehearsal.objective)
         return Reference(twin, claimed), objective
 
     def judged(self, claimed: list[Claim]) -> SideBySide:
@@ -216,25 +213,29 @@ class Trial:
         slots = set(map(shown, reference.slots.owners))
         return {name: uses for name, uses in found.items() if not slots.issuperset(uses)}, ""
 
-
-def _proof(subject: str, compared: SideBySide, rehearsal: Rehearsal) -> Proof:
-    reference, trained = compared.reference, compared.single.parameters
-    return Proof(
-        subject=subject,
-        optimizer=compared.optimizer,
-        steps=compared.steps,
-        parameters=sum(leaf.numel() for leaf in trained),
-        groups=tuple(reference.groups),
-        ties=tuple(f"{shown(target)} = {claim.text}" for target, claim in reference.claims.items()),
-        late=reference.late(),
-        uses={},
-        uses_unknown="",
-        copies=tuple(rehearsal.copies),
-        unused=compared.unused,
-        dtype=compared.dtype,
-        reason=rehearsal.objective.reason,
-        differences=compared.differences,
-    )
+    def proof(self, claimed: list[Claim]) -> Proof:
+        """Compare, and word what was found equal."""
+        compared = self.judged(claimed)
+        if self.rehearsal.wrong is not None:
+            raise self.rehearsal.wrong
+        uses, unknown = self.uses(claimed)
+        reference = compared.reference
+        return Proof(
+            subject=type(self.model).__name__,
+            optimizer=compared.optimizer,
+            steps=compared.steps,
+            parameters=sum(leaf.numel() for leaf in compared.single.parameters),
+            groups=tuple(reference.groups),
+            ties=tuple(f"{shown(target)} = {claim.text}" for target, claim in reference.claims.items()),
+            late=reference.late(),
+            uses=uses,
+            uses_unknown=unknown,
+            copies=tuple(self.rehearsal.copies),
+            unused=compared.unused,
+            dtype=compared.dtype,
+            reason=self.rehearsal.objective.reason,
+            differences=compared.differences,
+        )
 
 
 def maker(optimizer: str | MakeOptimizer) -> MakeOptimizer:
