@@ -57,3 +57,4 @@ def test_what_is_right_is_proved(case: Planted) -> None:
         proof = tied.verify(model, *case.inputs, **case.options)
     assert case.says in str(proof)
     assert (case.says == "It shares nothing.") == ("It shares nothing." in str(proof))
+    assert "held elsewhere" not in str(proof)

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tied.ledger import links
 from tied.proving.claims import shown
 from tied.proving.objective import Objective
 from tied.proving.reference import Reference
+from tied.proving.repointing import hooks_of
 from tied.proving.working_copy import roll
 
 Parts = dict[str, dict[str, Tensor]]
@@ -47,20 +49,24 @@ def split(reference: Reference, objective: Objective, seed: int) -> Parts:
     with marks.watching():
         roll(seed)
         objective(reference.slots.model).backward()
+    for _, handle in whole.values():
+        handle.remove()
     parts: Parts = {name: {} for name in reference.leaves}
     for name, uses in marks.graded().items():
         for label, gradient in uses.items():
             for leaf, part in reference.pull_back(name, gradient).items():
                 parts[leaf][label] = part
-    return {name: found | _elsewhere(whole.get(name, []), found) for name, found in parts.items()}
+    return {name: found | _elsewhere(whole[name][0] if name in whole else [], found) for name, found in parts.items()}
 
 
-def _whole(leaf: Tensor) -> list[Tensor]:
-    """Return a list of the leaf's gradients, before any other hook changes them; one for each run of the engine."""
-    kept: list[Tensor] = []
+def _whole(leaf: Tensor) -> tuple[list[Tensor], RemovableHandle]:
+    """Return a list for the leaf's gradients before its hooks change them, one for each run of the engine."""
+    kept, later = list[Tensor](), hooks_of(leaf)
+    leaf._backward_hooks = None  # torch runs them in the order in which they were registered
     handle = leaf.register_hook(lambda gradient: kept.append(gradient.detach().clone()))
-    leaf._backward_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
-    return kept
+    for hook in later:
+        leaf.register_hook(hook)
+    return kept, handle
 
 
 def _elsewhere(gradients: list[Tensor], parts: dict[str, Tensor]) -> dict[str, Tensor]:
