@@ -251,3 +251,18 @@ def test_picture() -> None:
     for pulls in ((), (made([[3, 4], [1, 2]], 0.5),), (made([[3, 4], [1, 2]], 0.5),) * 9):
         assert Tension("Model", 2, pulls).to_png()[:8] == b"\x89PNG\r\n\x1a\n"
     assert Tension("Model", 2, ())._repr_png_()
+
+
+def test_hooks_of_the_weight_change_no_part() -> None:
+    """The parts are those of the gradient before a hook clips it; the training has the hook."""
+    plain, hooked = LanguageModel(), LanguageModel()
+    hooked.load_state_dict(plain.state_dict())
+    for model in (plain, hooked):
+        model.head.weight = model.embed.weight
+    hooked.embed.weight.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    batches = [TOKENS, TOKENS]
+    found = [tension(model, lambda m, tokens: loss(m(tokens)), batches, optimizer="sgd") for model in (plain, hooked)]
+    (first,), (second,) = (each.pulls for each in found)
+    assert second.uses == first.uses
+    assert second.norms[0] == first.norms[0]
+    assert second.norms[1] != first.norms[1]

@@ -4,7 +4,9 @@ The oracle is a model written by hand in float64, in which one tensor is used tw
 """
 
 import copy
+import functools
 import threading
+import time
 import weakref
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ import tied
 from tied.proving.objective import default_loss
 from tied.proving.side_by_side import distance, largest
 from tied.proving.verify import OPTIMIZERS, Proof, verify
+from tied.proving.working_copy import working_copy
 
 X = torch.randn(8, WIDE, generator=torch.Generator().manual_seed(3))
 TOKENS = torch.randint(0, 9, (5, 7), generator=torch.Generator().manual_seed(3))
@@ -499,7 +502,10 @@ def test_a_model_that_cannot_compute_in_float64() -> None:
     tied.tie(model, "decoder.weight", "encoder.weight.T")
     proof = verify(model, X)
     assert proof.dtype == "float32"
-    assert "in float32" in str(proof)
+    assert proof.reason == "float64 fails with RuntimeError: Expected Float, got Double"
+    assert "3 steps of AdamW in float32" in str(proof)
+    assert "In float32, as float64 fails with RuntimeError: Expected Float, got Double" in str(proof)
+    assert proof.to_json()["reason"] == proof.reason
     with pytest.raises(tied.SharingError):
         verify(parameter_of_transpose(Single()), X)
 
@@ -619,7 +625,7 @@ def test_a_difference_of_a_later_step_is_found() -> None:
     with torch.no_grad():
         model["b"].weight.copy_(model["a"].weight)
     loss = lambda m: m["a"](torch.eye(3).double()).square().sum()  # noqa: E731  (the second is not used)
-    with pytest.raises(tied.SharingError, match="at step 1 of SGD the value"):
+    with pytest.raises(tied.SharingError, match="at step 1 of SGD in float64 the value"):
         verify(model, loss=loss, ties={"b.weight": "a.weight"}, optimizer="sgd")
     late = [torch.optim.SGD]
 
@@ -628,22 +634,126 @@ def test_a_difference_of_a_later_step_is_found() -> None:
         optimizer.register_step_post_hook(lambda o, *_: o.param_groups[0].update(lr=0.1))
         return optimizer
 
-    with pytest.raises(tied.SharingError, match="at step 2 of SGD the value"):
+    with pytest.raises(tied.SharingError, match="at step 2 of SGD in float64 the value"):
         verify(model, loss=loss, ties={"b.weight": "a.weight"}, optimizer=starts_late)
     assert late
     assert verify(model, loss=loss, ties={"b.weight": "a.weight"}, optimizer=starts_late, steps=1)
 
 
-def test_a_model_that_does_not_do_the_same_twice() -> None:
-    calls = []
+CALLS = [0]
 
-    class Counts(Small):
-        def forward(self, x: Tensor) -> Tensor:
-            calls.append(1)
-            return super().forward(x) * len(calls)
 
+class Counts(Small):
+    """Scaled by what a function of the number of calls says, of all instances together."""
+
+    def __init__(self, scale) -> None:
+        super().__init__()
+        self.scale = scale
+        CALLS[0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS[0] += 1
+        return super().forward(x) * self.scale(CALLS[0])
+
+
+DICE = torch.Generator()
+NOT_TWICE = {
+    "counter": lambda calls: calls,
+    "every other call": lambda calls: 1 + calls % 2,
+    "warm-up over the first calls": lambda calls: min(calls, 5),
+    "one call, later": lambda calls: 1 + (calls == 5),
+    "global generator": lambda calls: torch.rand((), generator=DICE),
+    "clock": lambda calls: time.perf_counter_ns(),
+}
+
+
+@pytest.mark.parametrize("what", NOT_TWICE)
+@pytest.mark.parametrize("shared", ["not", "tied", "plain"])
+def test_a_model_that_does_not_do_the_same_twice_is_not_accused(what: str, shared: str) -> None:
+    model = Counts(NOT_TWICE[what])
+    if shared == "tied":
+        tied.tie(model, "decoder.weight", "encoder.weight.T")
+    if shared == "plain":
+        model.decoder.bias = nn.Parameter(torch.zeros(WIDE))
+        model.encoder = nn.Sequential(nn.Linear(WIDE, WIDE), nn.Linear(WIDE, WIDE), model.encoder)
+        model.encoder[1].weight = model.encoder[0].weight
     with pytest.raises(tied.KindError, match="does not do the same twice"):
-        verify(Counts(), X)
+        verify(model, X)
+
+
+def test_message_of_a_model_that_does_not_do_the_same_twice(golden) -> None:
+    model = Counts(NOT_TWICE["counter"])
+    tied.tie(model, "decoder.weight", "encoder.weight.T")
+    with pytest.raises(tied.KindError) as caught:
+        verify(model, X, loss=lambda y: y.square().mean())
+    golden("verify/not-twice.txt", f"{caught.value}\n")
+
+
+def test_an_optimizer_of_the_original_is_refused(golden) -> None:
+    """Else nothing would be stepped on either side, and all would be equal."""
+    model = small()
+    with pytest.raises(tied.KindError) as caught:
+        verify(model, X, optimizer=lambda _: torch.optim.SGD(model.parameters(), lr=0.1))
+    golden("verify/optimizer-of-the-original.txt", f"{caught.value}\n")
+
+
+def test_a_loss_that_is_no_function(golden) -> None:
+    x, model = X, small()
+    loss = model(x).square().mean()
+    with pytest.raises(tied.KindError, match=r"no function(.|\n)*found: *a tensor of shape \(\)"):
+        verify(model, x, loss=loss)
+    with pytest.raises(tied.KindError) as caught:
+        tied.tension(model, loss)
+    golden("verify/loss-of-tension.txt", f"{caught.value}\n")
+
+
+def test_what_differs_where_nothing_claims_to_share(golden) -> None:
+    """A forward that looks at what stands in a slot: in the reference that is no Parameter."""
+
+    class Looks(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach() * 0 + self.decoder.bias + (type(self.decoder.weight) is nn.Parameter)
+
+    model = Looks()
+    model.encoder.weight = nn.Parameter(torch.ones(NARROW, WIDE))
+    model.decoder = nn.Linear(WIDE, NARROW)
+    model.decoder.weight = model.encoder.weight
+    model.encoder = nn.Sequential(model.encoder, nn.Linear(NARROW, WIDE))
+    with pytest.raises(tied.SharingError) as caught:
+        verify(model, X, loss=lambda y: y.sum())
+    golden("verify/parted-alone.txt", f"{caught.value}\n")
+
+
+# -- functions and hooks of the copy --------------------------------------------------------------------
+
+
+def test_a_copy_has_functions_and_hooks_of_its_own() -> None:
+    """Closures, defaults, partials, methods and recursive functions reach the copy; what cannot be copied stays."""
+    model, lock, calls = small(), threading.Lock(), [0]
+
+    def by_closure(*_: object) -> list[object]:
+        calls[0] += 1
+        return [model, lock, by_closure]
+
+    def by_default(held: nn.Module = model, *, also: Tensor = model.encoder.weight) -> list[object]:
+        return [held, also]
+
+    model.functions = [by_closure, by_default, functools.partial(lambda held: held, model), (model.forward, len)]
+    model.encoder.weight.register_hook(lambda gradient: by_closure() and gradient)
+    copied = working_copy(model)
+    closure, default, part, (method, builtin) = copied.functions
+    assert closure()[0] is copied
+    assert closure()[1] is lock
+    assert closure()[2] is closure
+    assert default()[0] is copied
+    assert default()[1] is copied.encoder.weight
+    assert part() is copied
+    assert method.__self__ is copied
+    assert builtin is len
+    copied(X.double()).sum().backward()
+    assert (closure()[2] is by_closure, calls) == (False, [0])
+    assert len(copied.encoder.weight._backward_hooks) == 1
+    assert by_closure()[0] is model
 
 
 # -- what cannot be copied ----------------------------------------------------------------------------

@@ -231,26 +231,25 @@ def unknown(slots: Slots, name: str) -> AddressError:
 # -- written in the forward -----------------------------------------------------------------------------
 
 
-def written(slots: Slots, before: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor]) -> Iterator[Claim]:
-    """Yield a claim for each trained Parameter that a forward overwrote with another one, as it is or transposed.
+def written(slots: Slots, before: Mapping[str, Tensor]) -> Iterator[Claim]:
+    """Yield a claim for each Parameter that a forward overwrote with another one, as it is or transposed.
 
-    That is what a hook does that copies a weight.
+    That is what a hook does that copies a weight. A frozen one is claimed to be detached.
 
     Args:
         slots: Of a model after a forward.
         before: The values of its Parameters before that.
-        elsewhere: Further values to look for: a hook may hold the model of which this one is a copy.
     """
     parameters = slots.parameters()
     changed = [name for name, parameter in parameters.items() if not same(parameter, before[name])]
-    candidates = [*((n, p) for n, p in parameters.items() if n not in changed), *elsewhere.items()]
     for target in changed:
-        if parameters[target].requires_grad:
-            copies = (_copy_of(parameters[target], tensor, name) for name, tensor in candidates if name != target)
-            expression = next((copy for copy in copies if copy is not None), None)
-            if expression is not None:
-                claim = expressed(slots, target, expression, "written")
-                yield replace(claim, value=lambda read, claim=claim: claim.value(read).clone())
+        others = ((name, parameter) for name, parameter in parameters.items() if name not in changed)
+        copies = (copy_of(parameters[target], tensor, name) for name, tensor in others)
+        expression = next((copy for copy in copies if copy is not None), None)
+        if expression is not None:
+            is_trained = parameters[target].requires_grad
+            claim = expressed(slots, target, expression if is_trained else expression.detach(), "written")
+            yield replace(claim, value=lambda read, claim=claim: claim.value(read).clone())
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -258,7 +257,8 @@ def same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(other.dtype), other)
 
 
-def _copy_of(target: Tensor, source: Tensor, name: str) -> Expression | None:
+def copy_of(target: Tensor, source: Tensor, name: str) -> Expression | None:
+    """Return the expression of a source that a target has the values of, as it is or transposed; None if neither."""
     address = Ref(address_of(name))
     if same(target, source):
         return address

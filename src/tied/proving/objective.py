@@ -6,7 +6,7 @@ Owns: calling a model on a user's inputs, and the default loss. Must not train. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,11 +29,25 @@ class Objective:
         inputs: Copied for each call.
         loss: A function, or None.
         dtype: Of the real numbers in the inputs; None leaves them as they are.
+        reason: Why that is not float64; "" where it is.
+        originals: By name, the tensors of the model itself, which no copy may compute with.
     """
 
     inputs: tuple[Any, ...]
     loss: Loss | None = None
     dtype: torch.dtype | None = torch.float64
+    reason: str = ""
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be called: a loss is computed anew at each step."""
+        if self.loss is not None and not callable(self.loss):
+            raise KindError(
+                "The loss is no function, and it is computed anew at each step.",
+                found=_described(self.loss),
+                expected="a function: of the output in tied.verify, of the model in tied.tension",
+                fix="loss=lambda output: output.square().mean(); in tension lambda model: model(x).square().mean()",
+            )
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss: one finite real number with a gradient."""
@@ -100,13 +114,16 @@ def fresh(value: Any, dtype: torch.dtype | None) -> Any:
 
 def _checked(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise _wrong("The loss is not one real number.", found=what)
+        raise _wrong("The loss is not one real number.", found=_described(loss))
     if not loss.requires_grad:
         raise _wrong("The loss does not depend on any parameter that is trained.", found="no gradient")
     if not bool(torch.isfinite(loss)):
         raise _wrong("The loss is not finite, so that nothing can be compared.", found=str(loss.item()))
     return loss.reshape(())
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _wrong(problem: str, *, found: str) -> KindError:

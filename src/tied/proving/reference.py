@@ -6,7 +6,7 @@ mechanism that ties a model (`binding`), which is what is being examined. Read n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Reference:
     Attributes:
         slots: Those of the model, which is a working copy that nobody else uses, and which is changed.
         claims: How each slot that is no leaf is computed, by its name.
-        leaves: The tensors that are trained, each over memory of its own, by the name of the slot they stand in.
+        leaves: The tensors that are trained, no two over one memory, by the name of the slot they stand in.
         groups: The names that are joined by claims, those of leaves first.
     """
 
@@ -81,7 +81,6 @@ class Reference:
         trained = {root for name, parameter in held.items() if parameter.requires_grad for root in self._roots(name)}
         for name, parameter in leaves.items():
             parameter.requires_grad_(name in trained)
-            parameter.data = parameter.data.clone()
         return leaves
 
     def _memory(self, source: str) -> Parameter:
@@ -117,11 +116,14 @@ class Reference:
 
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Compute slots from the leaves, each once."""
+        return self._values(names, self.leaves)
+
+    def _values(self, names: Iterable[str], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
 
         def read(name: str) -> Tensor:
             if name not in found:
-                claim, leaf = self.claims.get(name), self.leaves.get(name)
+                claim, leaf = self.claims.get(name), leaves.get(name)
                 found[name] = leaf if leaf is not None else claim.value(read) if claim else self.slots.tensor(name)
             return found[name]
 
@@ -151,14 +153,15 @@ class Reference:
     def pull_back(self, name: str, gradient: Tensor) -> dict[str, Tensor]:
         """Return what a gradient at a slot is at the leaves that it is computed from."""
         names = [leaf for leaf in sorted(self._roots(name) & self.leaves.keys()) if self.leaves[leaf].requires_grad]
-        (value,) = self.values([name]).values()
-        found = torch.autograd.grad(value, [self.leaves[leaf] for leaf in names], gradient, allow_unused=True)
+        bare = {leaf: tensor.detach() for leaf, tensor in self.leaves.items()}  # without hooks
+        (value,) = self._values([name], bare | {leaf: bare[leaf].requires_grad_() for leaf in names}).values()
+        found = torch.autograd.grad(value, [bare[leaf] for leaf in names], gradient, allow_unused=True)
         parts: dict[str, Tensor | None] = dict(zip(names, found, strict=True))
         return {leaf: part for leaf, part in parts.items() if part is not None}
 
     def parameters(self) -> list[Parameter]:
-        """Return the leaves, in the order of the slots they stand in."""
-        return list(self.leaves.values())
+        """Return the leaves, each once, in the order of the slots they stand in."""
+        return list({id(leaf): leaf for leaf in self.leaves.values()}.values())
 
 
 def _contradiction(claim: Claim, known: Claim | None) -> SharingError:

@@ -19,6 +19,7 @@ from tied.proving.claims import Claim, Slots, shown
 from tied.proving.objective import Objective
 from tied.proving.reference import Reference
 from tied.proving.use_gradients import use_of
+from tied.proving.watch import Watch
 from tied.proving.working_copy import roll
 
 MakeOptimizer = Callable[[list[Parameter]], Optimizer]
@@ -56,14 +57,16 @@ class Side:
         self.model = model
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.optimizer = make(self.parameters)
+        _check_optimizer(self.optimizer, self.parameters)
         self.loss, self.norm = 0.0, 0.0
 
     def differentiate(self, objective: Objective, seed: int) -> None:
         """Compute loss and gradients, those of sparse embeddings as dense tensors."""
         self.optimizer.zero_grad(set_to_none=True)
         roll(seed)
-        loss = objective(self.model)
-        loss.backward()
+        with Watch(objective.originals):
+            loss = objective(self.model)
+            loss.backward()
         for parameter in self.parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
@@ -81,6 +84,18 @@ class Side:
         return {key: value for key, value in kept.items() if isinstance(value, Tensor)}
 
 
+def _check_optimizer(optimizer: Optimizer, parameters: list[Parameter]) -> None:
+    given = {id(parameter) for parameter in parameters}
+    strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in given]
+    if strangers:
+        raise KindError(
+            "The optimizer trains other parameters than those that it is given, which are those of a copy.",
+            found=f"{len(strangers)} of its parameters are not among them",
+            expected="a function of the parameters, that closes over no model",
+            fix="optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01)",
+        )
+
+
 class SideBySide:
     """A model, as its optimizer sees it, against the one-parameter reference.
 
@@ -88,9 +103,11 @@ class SideBySide:
         differences: The largest so far of each kind, relative to the largest entry of that kind.
     """
 
-    def __init__(self, trained: nn.Module, reference: Reference, make: MakeOptimizer, objective: Objective) -> None:
-        """Take possession of both."""
-        self.slots, self.reference, self.objective = Slots(trained), reference, objective
+    def __init__(
+        self, trained: nn.Module, reference: Reference, make: MakeOptimizer, objectives: tuple[Objective, Objective]
+    ) -> None:
+        """Take possession of both; each has a loss of its own, which may enclose it."""
+        self.slots, self.reference, self.objectives = Slots(trained), reference, objectives
         self.model = Side(trained, list(trained.parameters()), make)
         self.single = Side(reference.slots.model, reference.parameters(), make)
         self.steps, self.most = 0, 0.0
@@ -103,6 +120,11 @@ class SideBySide:
     def optimizer(self) -> str:
         """The class of the optimizers."""
         return type(self.single.optimizer).__name__
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype that is computed in."""
+        return str(self.single.parameters[0].dtype).removeprefix("torch.")
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -152,9 +174,9 @@ class SideBySide:
 
     def _differentiate(self) -> None:
         self.uses = {}
-        self.model.differentiate(self.objective, self.steps)
+        self.model.differentiate(self.objectives[0], self.steps)
         self.reference.fill(self._mark)
-        self.single.differentiate(self.objective, self.steps)
+        self.single.differentiate(self.objectives[1], self.steps)
         for name, tensor in (*self.uses.items(), *self.reference.leaves.items()):
             if tensor.grad is not None and bool(tensor.grad.norm()):
                 self._used.add(name)
@@ -232,9 +254,10 @@ class SideBySide:
         """Word how the model and the reference part in the present step."""
         group = self._first_group()
         if not group:
-            return self._not_the_same_twice()
+            return self._parted_alone()
         after = self._values()
         root, where = next(name for name in group if name in figures), f"step {self.steps} of {self.optimizer}"
+        where += f" in {self.dtype}"
         sides = (0, self.model.norm), (1, self.single.norm)
         found, expected = (
             f"gradient norm {figures[root][side]:.4g}, clip norm {norm:.4g}, "
@@ -257,13 +280,17 @@ class SideBySide:
         elsewhere = [n for n in group if held.get(n) is not None and held[n] is not held.get(root) and n in self._used]
         return f"; without the part of {' and '.join(map(shown, elsewhere))}" if elsewhere else ""
 
-    def _not_the_same_twice(self) -> KindError:
+    def _parted_alone(self) -> TieError:
+        """Word that the two part where nothing is claimed: two equal copies, or a model that is more than it says."""
         name = next(iter(self._off))
-        return KindError(
-            "The model does not do the same twice, so that nothing can be compared.",
-            found=f"two equal copies part at step {self.steps}: at {shown(name)} {self._worst([name])}",
-            expected="equal results from equal weights, inputs and seeds",
-            fix="seed the model's own random numbers, or verify in eval mode",
+        where = f"at step {self.steps}: at {shown(name)} {self._worst([name])}"
+        if not self.reference.claims:
+            return not_the_same_twice(f"two equal copies part {where}")
+        return SharingError(
+            "The model does not train as one parameter per group, where nothing claims to share.",
+            found=f"it parts from the reference {where}",
+            expected=f"the only sharing: {', '.join(shown(name) for group in self.reference.groups for name in group)}",
+            fix="let no forward ask what kind of tensor is in a slot, or name what is shared: ties={target: source}",
         )
 
     def _worst(self, names: Iterable[str]) -> str:
@@ -271,6 +298,17 @@ class SideBySide:
         off = [(_SAYS.index(kind), -size) for name in names for kind, size in self._off.get(name, {}).items()]
         kind, size = min(off)
         return f"the {_SAYS[kind]} is off by {-size:.3g}"
+
+
+def not_the_same_twice(found: str) -> KindError:
+    """Word that a model has other results from equal weights, inputs and seeds."""
+    return KindError(
+        "The model does not do the same twice, so that nothing can be compared.",
+        found=found,
+        expected="equal results from equal weights, inputs and seeds",
+        fix="keep its counters and generators in attributes of its modules, draw random numbers from torch, NumPy or "
+        "random, which are seeded here, or verify in eval mode",
+    )
 
 
 _SAYS = ("value", "gradient", "optimizer's state", "clip norm", "loss")

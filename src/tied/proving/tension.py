@@ -17,10 +17,11 @@ from tied.errors import during
 from tied.proving.claims import Slots, claims, shown
 from tied.proving.objective import Objective, fresh
 from tied.proving.reference import Reference
+from tied.proving.rehearsal import copied, rehearse
 from tied.proving.side_by_side import MakeOptimizer
 from tied.proving.use_gradients import split
-from tied.proving.verify import maker, rehearse
-from tied.proving.working_copy import untouched, unwrapped, working_copy
+from tied.proving.verify import maker
+from tied.proving.working_copy import untouched, unwrapped
 from tied.reporting.tension import Pull, Tension
 
 
@@ -71,12 +72,13 @@ def tension(
         model = unwrapped(model)
         objectives = [BatchObjective((batch,), loss) for batch in batches] or [Objective((), loss)]
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
-            first, overwritten = rehearse(model, objectives[0])
-            reference = Reference(working_copy(model, first.dtype), [*claims(Slots(model)), *overwritten])
+            first, overwritten, *_ = rehearse(model, objectives[0])
+            twin, first = copied(model, first)
+            reference = Reference(twin, [*claims(Slots(model)), *overwritten])
             stepper = None if optimizer is None else maker(optimizer)(reference.parameters())
             steps: list[dict[str, Parts]] = []
             for seed, objective in enumerate(objectives):
-                parts = split(reference, replace(objective, dtype=first.dtype), seed)
+                parts = split(reference, replace(objective, dtype=first.dtype, loss=first.loss), seed)
                 steps.append({name: _measured(parts[name]) for name in parts})
                 if stepper is not None:
                     stepper.step()

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tied.ledger import links
 from tied.proving.claims import shown
 from tied.proving.objective import Objective
 from tied.proving.reference import Reference
+from tied.proving.repointing import hooks_of
 from tied.proving.working_copy import roll
 
 Parts = dict[str, dict[str, Tensor]]
@@ -43,22 +45,36 @@ def split(reference: Reference, objective: Objective, seed: int) -> Parts:
     for leaf in reference.parameters():
         leaf.grad = None
     marks = Marks(reference)
+    whole = {name: _whole(leaf) for name, leaf in reference.leaves.items() if leaf.requires_grad}
     with marks.watching():
         roll(seed)
         objective(reference.slots.model).backward()
+    for _, handle in whole.values():
+        handle.remove()
     parts: Parts = {name: {} for name in reference.leaves}
     for name, uses in marks.graded().items():
         for label, gradient in uses.items():
             for leaf, part in reference.pull_back(name, gradient).items():
                 parts[leaf][label] = part
-    return {name: found | _elsewhere(reference.leaves[name], found) for name, found in parts.items()}
+    return {name: found | _elsewhere(whole[name][0] if name in whole else [], found) for name, found in parts.items()}
 
 
-def _elsewhere(leaf: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+def _whole(leaf: Tensor) -> tuple[list[Tensor], RemovableHandle]:
+    """Return a list for the leaf's gradients before its hooks change them, one for each run of the engine."""
+    kept, later = list[Tensor](), hooks_of(leaf)
+    leaf._backward_hooks = None  # torch runs them in the order in which they were registered
+    handle = leaf.register_hook(lambda gradient: kept.append(gradient.detach().clone()))
+    for hook in later:
+        leaf.register_hook(hook)
+    return kept, handle
+
+
+def _elsewhere(gradients: list[Tensor], parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what the parts leave of a gradient, if that is more than rounding."""
-    if leaf.grad is None:
+    if not gradients:
         return {}
-    whole = leaf.grad.to_dense() if leaf.grad.is_sparse else leaf.grad
+    whole = sum(part.to_dense() if part.is_sparse else part for part in gradients)
+    assert isinstance(whole, Tensor)
     rest = whole - sum(parts.values(), torch.zeros_like(whole))
     largest = max(float(part.abs().max()) for part in (whole, *parts.values())) if whole.numel() else 0.0
     is_rounding = not whole.numel() or float(rest.abs().max()) <= 100 * torch.finfo(rest.dtype).eps * largest

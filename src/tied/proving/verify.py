@@ -6,21 +6,22 @@ change the model, nor know how anything is tied. Read next: `side_by_side.py`, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from tied.errors import KindError, SharingError, during
-from tied.proving.claims import Claim, Slots, asked, claims, shown, written
-from tied.proving.objective import Loss, Objective
+from tied.proving.claims import Claim, Slots, asked, claims, shown
+from tied.proving.objective import Loss, Objective, fresh
 from tied.proving.reference import Reference
-from tied.proving.side_by_side import MakeOptimizer, SideBySide
-from tied.proving.working_copy import roll, untouched, unwrapped, working_copy
+from tied.proving.rehearsal import Rehearsal, copied, first_line, rehearse
+from tied.proving.side_by_side import MakeOptimizer, SideBySide, not_the_same_twice
+from tied.proving.use_gradients import split
+from tied.proving.working_copy import untouched, unwrapped
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": lambda parameters: SGD(parameters, lr=0.01),
@@ -44,8 +45,13 @@ class Proof:
         groups: The names that train as one, group by group.
         ties: The equations that held: `decoder.weight = encoder.weight.T`.
         late: Ties that the reference has too, because the module of their source computes it (a norm, pruning).
+        uses: The uses of each weight that is used elsewhere than in slots of its own: called several times, or read
+            by a forward from outside its module. Each has its part in the gradient.
+        uses_unknown: Why such uses could not be told apart; "" where they were.
+        copies: Frozen Parameters that a forward overwrites with others: such a use gives no gradient.
         unused: Names in groups that had no gradient in any step: of these the proof says nothing.
         dtype: In which was computed: "float64", or the model's own where it cannot compute in float64.
+        reason: Why that is not float64; "" where it is.
         differences: The largest difference between the model and the reference, relative to the largest entry:
             of the loss, the gradients, the clip norm, the values and the optimizer's state.
     """
@@ -57,8 +63,12 @@ class Proof:
     groups: tuple[tuple[str, ...], ...]
     ties: tuple[str, ...]
     late: tuple[str, ...]
+    uses: Mapping[str, tuple[str, ...]]
+    uses_unknown: str
+    copies: tuple[str, ...]
     unused: tuple[str, ...]
     dtype: str
+    reason: str
     differences: Mapping[str, float]
 
     __module__ = "tied"
@@ -67,9 +77,15 @@ class Proof:
         """Return a few lines."""
         steps = f"{self.steps} step{'s' if self.steps > 1 else ''} of {self.optimizer}"
         lines = [f"{self.subject}: {steps} in {self.dtype}, equal to one parameter per group."]
-        lines += [f"  {tie}" for tie in self.ties[:SHOWN]] or ([] if self.late else ["  It shares nothing."])
+        lines += [f"  In {self.dtype}, as {self.reason}"] if self.reason else []
+        lines += [f"  {tie}" for tie in self.ties[:SHOWN]]
         lines += [f"  and {len(self.ties) - SHOWN} more"] if len(self.ties) > SHOWN else []
         lines += [f"  {tie}, as the tie itself reads it: its source is computed" for tie in self.late[:SHOWN]]
+        lines += [f"  {weight} has {len(uses)} uses: {_few(uses)}" for weight, uses in list(self.uses.items())[:SHOWN]]
+        lines += [f"  and {len(self.uses) - SHOWN} more weights with several uses"] if len(self.uses) > SHOWN else []
+        lines += [f"  Uses in the forward were not told apart: {self.uses_unknown}"] if self.uses_unknown else []
+        lines += [f"  {copy}, as the forward copies it: without a gradient" for copy in self.copies[:SHOWN]]
+        lines += [] if len(lines) > 1 + bool(self.reason) else ["  It shares nothing."]
         if self.unused:
             lines.append(f"  Without a gradient here, so not proved: {', '.join(map(shown, self.unused))}")
         figures = ", ".join(f"{kind} {size:.0e}" for kind, size in self.differences.items())
@@ -77,8 +93,13 @@ class Proof:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        lists = {name: list(getattr(self, name)) for name in ("ties", "late", "unused")}
-        return asdict(self) | lists | {"groups": [list(group) for group in self.groups]}
+        lists = {name: list(getattr(self, name)) for name in ("ties", "late", "copies", "unused")}
+        uses = {weight: list(uses) for weight, uses in self.uses.items()}
+        return asdict(self) | lists | {"groups": [list(group) for group in self.groups], "uses": uses}
+
+
+def _few(uses: tuple[str, ...]) -> str:
+    return "; ".join(uses if len(uses) <= 4 else (*uses[:3], f"and {len(uses) - 3} more"))
 
 
 def verify(
@@ -99,7 +120,8 @@ def verify(
 
     up to rounding (1e-9 of the largest entry). What the model claims to share is read off it: one Parameter in
     several slots, several over one memory, ties of `tied`, what transformers declares, and Parameters that a
-    forward overwrites with another. Whatever is random is equally random on both sides.
+    forward overwrites with another. Whatever is random is equally random on both sides. What would be wrong on both
+    sides alike is refused too: a use past the gradient (`.data`), a Parameter that no optimizer has.
 
     Args:
         model: Left as it is, bit for bit; random numbers, modes and gradients included.
@@ -118,7 +140,8 @@ def verify(
     Raises:
         SharingError: the two differ; the message names the group, the first step that differs, and by how much.
         AddressError: `ties` names nothing.
-        KindError: the model cannot be trained: on meta, lazy, not copied, or without a finite loss and a gradient.
+        KindError: the model cannot be trained: on meta, lazy, not copied, or without a finite loss and a gradient;
+            or it does not do the same twice.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7, bias=False))
@@ -134,29 +157,85 @@ def verify(
     with during(f"verify({type(model).__name__})"):
         make = maker(optimizer)
         model = unwrapped(model)
+        objective = Objective(tuple(fresh(value, None) for value in inputs), loss)
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
-            objective, overwritten = rehearse(model, Objective(inputs, loss))
-            claimed = [*claims(Slots(model)), *asked(Slots(model), ties or {}), *overwritten]
-            reference = Reference(working_copy(model, objective.dtype), claimed)
-            compared = SideBySide(working_copy(model, objective.dtype), reference, make, objective)
-            compared.run(steps)
-    return _proof(type(model).__name__, compared)
+            rehearsal = rehearse(model, objective)
+            claimed = [*claims(Slots(model)), *asked(Slots(model), ties or {}), *rehearsal.overwritten]
+            return Trial(model, rehearsal, make, steps).proof(claimed)
 
 
-def _proof(subject: str, compared: SideBySide) -> Proof:
-    reference, trained = compared.reference, compared.single.parameters
-    return Proof(
-        subject=subject,
-        optimizer=compared.optimizer,
-        steps=compared.steps,
-        parameters=sum(leaf.numel() for leaf in trained),
-        groups=tuple(reference.groups),
-        ties=tuple(f"{shown(target)} = {claim.text}" for target, claim in reference.claims.items()),
-        late=reference.late(),
-        unused=compared.unused,
-        dtype=str(trained[0].dtype).removeprefix("torch."),
-        differences=compared.differences,
-    )
+@dataclass(frozen=True)
+class Trial:
+    """Trains copies of a model beside references."""
+
+    model: nn.Module
+    rehearsal: Rehearsal
+    make: MakeOptimizer
+    steps: int
+
+    def compared(self, claimed: list[Claim]) -> SideBySide:
+        """Train a copy beside the reference of these claims; without any, that is another equal copy."""
+        trained, objective = copied(self.model, self.rehearsal.objective)
+        reference, its_objective = self.reference(claimed)
+        compared = SideBySide(trained, reference, self.make, (objective, its_objective))
+        compared.run(self.steps)
+        return compared
+
+    def reference(self, claimed: list[Claim]) -> tuple[Reference, Objective]:
+        """Build the reference of these claims, with a loss of its own."""
+        twin, objective = copied(self.model, self.rehearsal.objective)
+        return Reference(twin, claimed), objective
+
+    def judged(self, claimed: list[Claim]) -> SideBySide:
+        """Compare, and accuse nobody whose equal copies part, or who parts otherwise the next time."""
+        try:
+            return self.compared(claimed)
+        except SharingError as first:
+            self.compared([])
+            try:
+                self.compared(claimed)
+            except SharingError as second:
+                if str(second) == str(first):
+                    raise
+            raise not_the_same_twice("the model and the reference part otherwise when trained again") from first
+
+    def uses(self, claimed: list[Claim]) -> tuple[dict[str, tuple[str, ...]], str]:
+        """Return the uses of each weight that has others than slots of their own; or why they are unknown.
+
+        To tell uses apart, every slot holds another tensor: some forwards do not run so (compiled, under `vmap`).
+        """
+        reference, objective = self.reference(claimed)
+        try:
+            parts = split(reference, objective, seed=0)
+        except Exception as error:  # whatever a foreign forward raises; the proof itself stands
+            return {}, first_line(error)
+        found = {shown(name): tuple(parts[name]) for name in parts if len(parts[name]) > 1}
+        slots = set(map(shown, reference.slots.owners))
+        return {name: uses for name, uses in found.items() if not slots.issuperset(uses)}, ""
+
+    def proof(self, claimed: list[Claim]) -> Proof:
+        """Compare, and word what was found equal."""
+        compared = self.judged(claimed)
+        if self.rehearsal.wrong is not None:
+            raise self.rehearsal.wrong
+        uses, unknown = self.uses(claimed)
+        reference = compared.reference
+        return Proof(
+            subject=type(self.model).__name__,
+            optimizer=compared.optimizer,
+            steps=compared.steps,
+            parameters=sum(leaf.numel() for leaf in compared.single.parameters),
+            groups=tuple(reference.groups),
+            ties=tuple(f"{shown(target)} = {claim.text}" for target, claim in reference.claims.items()),
+            late=reference.late(),
+            uses=uses,
+            uses_unknown=unknown,
+            copies=tuple(self.rehearsal.copies),
+            unused=compared.unused,
+            dtype=compared.dtype,
+            reason=self.rehearsal.objective.reason,
+            differences=compared.differences,
+        )
 
 
 def maker(optimizer: str | MakeOptimizer) -> MakeOptimizer:
@@ -173,65 +252,3 @@ def maker(optimizer: str | MakeOptimizer) -> MakeOptimizer:
             fix="pass a function: optimizer=lambda parameters: torch.optim.RMSprop(parameters)",
         )
     return OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-
-
-# -- before the training ---------------------------------------------------------------------------------
-
-
-def rehearse(model: nn.Module, objective: Objective) -> tuple[Objective, list[Claim]]:
-    """Run one forward of a copy: in float64, or as the model is where it cannot compute in float64.
-
-    Returns:
-        The objective in the dtype that works, and claims about the Parameters that the forward overwrites.
-
-    Raises:
-        SharingError: the copy computes with a tensor of the model: a tie that copies do not keep.
-    """
-    with suppress(RuntimeError, TypeError):  # what torch says of a dtype that it does not know somewhere
-        return objective, _overwritten(model, objective)
-    objective = replace(objective, dtype=None)
-    return objective, _overwritten(model, objective)
-
-
-def _overwritten(model: nn.Module, objective: Objective) -> list[Claim]:
-    """Return the claims about what a forward overwrites.
-
-    The values are first moved a little, each by another amount, so that what is equal afterwards is a copy.
-    """
-    copied = working_copy(model, objective.dtype)
-    slots, dice = Slots(copied), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            if parameter.is_floating_point():
-                noise = torch.rand(parameter.shape, generator=dice, dtype=torch.float64).to(parameter)
-                parameter.add_(1e-6 * noise * (parameter.abs() + 1e-3))
-        before = {name: parameter.clone() for name, parameter in slots.parameters().items()}
-    roll(0)
-    _check_leaves(objective(copied), model)
-    there = {name: parameter.detach() for name, parameter in Slots(model).parameters().items()}
-    return list(written(slots, before, there))
-
-
-def _check_leaves(loss: Tensor, model: nn.Module) -> None:
-    names = {id(parameter): name for name, parameter in Slots(model).parameters().items()}
-    foreign = [names[id(leaf)] for leaf in leaves_of(loss) if id(leaf) in names]
-    if foreign:
-        raise SharingError(
-            "A copy of the model computes with the model's own tensors, so that it is not trained by its optimizer.",
-            found=f"the copy reads {', '.join(shown(name) for name in sorted(foreign)[:4])} of the original",
-            expected="a copy that stands by itself, as copy.deepcopy, EMA and pickle need it too",
-            fix="let no closure or weak reference hold the source; tied.tie(model, target, source) needs none",
-        )
-
-
-def leaves_of(loss: Tensor) -> Iterator[Tensor]:
-    """Yield the leaves of a loss's graph."""
-    waiting, seen = [loss.grad_fn], set[Any]()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [inner for inner, _ in node.next_functions]
-            leaf = getattr(node, "variable", None)
-            if leaf is not None:
-                yield leaf

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,7 @@ from torch.nn.parameter import is_lazy
 
 from tied.errors import DtypeError, KindError
 from tied.memory.overlap import PLAIN, overlapping
-
-MOST_DEPTH = 4  # of containers in a module's attributes that are looked into for tensors
+from tied.proving.repointing import Repointing, hooks_of, reached
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -36,19 +36,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def working_copy(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> nn.Module:
-    """Return a copy of `model` whose numbers are of `dtype`, and overlap in memory exactly where the model's do.
+def working_copy(subject: Any, dtype: torch.dtype | None = torch.float64) -> Any:
+    """Return a copy of `subject` whose numbers are of `dtype`, and overlap in memory exactly where the model's do.
 
-    None leaves each number in the dtype that it has.
+    Hooks of tensors go along, and functions that reach the model by what they enclose reach the copy.
+
+    Args:
+        subject: A model, or a tuple of a model and functions that may enclose it.
+        dtype: None leaves each number in the dtype that it has.
 
     Raises:
         KindError: a tensor has no values (on meta, or lazy), or the model cannot be copied.
         DtypeError: tensors of different dtypes lie over one memory.
     """
-    tensors = list(_held(model))
-    for tensor in tensors:
-        _check_values(tensor)
-    plain = [tensor for tensor in tensors if type(tensor) in PLAIN or _is_plain(tensor)]
+    parts = list(reached(subject))
+    plain = list(_plain_tensors(parts))
     memo: dict[int, Any] = {}
     for positions in overlapping(plain):
         group = [plain[position] for position in positions]
@@ -57,32 +59,52 @@ def working_copy(model: nn.Module, dtype: torch.dtype | None = torch.float64) ->
         if id(tensor) not in memo:
             memo[id(tensor)] = _like(tensor, _cast(tensor.detach(), dtype))
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(subject, memo)
     except Exception as error:
         raise KindError(
-            f"{type(model).__name__} cannot be copied, and the proof trains copies.",
+            f"{_name(subject)} cannot be copied, and the proof trains copies.",
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             expected="a model that copy.deepcopy can copy",
             fix="take what cannot be copied (locks, files, generators) off the model first",
         ) from error
+    repointed = Repointing(memo, (part for part in parts if isinstance(part, FunctionType)))
+    for tensor in plain:
+        for hook in hooks_of(tensor) if memo[id(tensor)].requires_grad else ():
+            memo[id(tensor)].register_hook(repointed(hook))
+        for hook in hooks_of(tensor, after=True):
+            memo[id(tensor)].register_post_accumulate_grad_hook(repointed(hook))
+    return tuple(map(repointed, subject)) if isinstance(subject, tuple) else copied
+
+
+def _name(subject: Any) -> str:
+    return type(subject[0] if isinstance(subject, tuple) else subject).__name__
+
+
+def _plain_tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among the parts of a model that can be cast; those of modules must have values."""
+    for part in parts:
+        if isinstance(part, torch.jit.ScriptModule):
+            raise KindError(
+                "A part of the model is TorchScript, in whose slots the proof cannot put tensors.",
+                found=type(part).__name__,
+                expected="ordinary modules",
+                fix="verify the model before torch.jit.script or torch.jit.trace",
+            )
+        if isinstance(part, nn.Module):
+            for tensor in (*part._parameters.values(), *part._buffers.values()):
+                if tensor is not None:
+                    _check_values(tensor)
+        elif isinstance(part, Tensor) and _has_values(part) and (type(part) in PLAIN or _is_plain(part)):
+            yield part
 
 
 def _held(model: nn.Module) -> Iterator[Tensor]:
-    """Yield every tensor that a model holds, each once: parameters, buffers, and those in other attributes."""
-    seen: set[int] = set()
-    for module in model.modules():
-        for tensor in _inside(module.__dict__, MOST_DEPTH):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield tensor
+    """Yield the tensors that a model, and what its hooks reach, hold in memory."""
+    return (part for part in reached(model) if isinstance(part, Tensor) and _has_values(part))
 
 
-def _inside(value: object, depth: int) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple) and depth:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _inside(item, depth - 1)
+def _has_values(tensor: Tensor) -> bool:
+    return not (is_lazy(tensor) or tensor.is_meta)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -157,8 +179,7 @@ def reach(tensor: Tensor) -> int:
 @contextmanager
 def untouched(model: nn.Module) -> Generator[None]:
     """Put back, afterwards, what an experiment changed: tensors of `model` that its hooks reach, and random numbers."""
-    held = [tensor for tensor in _held(model) if not (is_lazy(tensor) or tensor.is_meta)]
-    kept = [(tensor, tensor.detach().clone()) for tensor in held]
+    kept = [(tensor, tensor.detach().clone()) for tensor in _held(model)]
     dice = _dice()
     try:
         yield

@@ -21,9 +21,10 @@ from tied.errors import KindError, SharingError, during
 from tied.proving.claims import Slots, claims, same, shown, unknown
 from tied.proving.objective import Loss, Objective
 from tied.proving.reference import Reference
+from tied.proving.rehearsal import rehearse
 from tied.proving.side_by_side import MakeOptimizer, Side, distance, gradient_of, largest, listed, tolerance
 from tied.proving.use_gradients import split
-from tied.proving.verify import OPTIMIZERS, maker, rehearse
+from tied.proving.verify import OPTIMIZERS, maker
 from tied.proving.working_copy import untouched, unwrapped, working_copy
 from tied.reporting.facts import Group
 
@@ -109,7 +110,7 @@ def assert_gradient_is_sum(model: nn.Module, *inputs: Any, loss: Loss | None = N
     with during(_call("assert_gradient_is_sum", model)):
         model = unwrapped(model)
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):
-            objective, overwritten = rehearse(model, Objective(inputs, loss))
+            objective, overwritten, *_ = rehearse(model, Objective(inputs, loss))
             reference = Reference(working_copy(model, objective.dtype), [*claims(Slots(model)), *overwritten])
             parts = split(reference, objective, seed=0)
             trained = working_copy(model, objective.dtype)
@@ -166,7 +167,7 @@ def assert_same_step(
     with during(_call("assert_same_step", model)):
         models = [unwrapped(model), unwrapped(expected)]
         with torch.inference_mode(False), torch.enable_grad(), untouched(models[0]), untouched(models[1]):
-            objective, _ = rehearse(models[0], Objective(inputs, loss))
+            objective = rehearse(models[0], Objective(inputs, loss)).objective
             copies = [working_copy(each, objective.dtype) for each in models]
             sides = [Side(copy, list(copy.parameters()), maker(optimizer)) for copy in copies]
             _compare(copies, sides, objective, "before the step")
