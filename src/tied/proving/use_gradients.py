@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tied.checking.repointing import hooks_of
 from tied.ledger import links
 from tied.proving.claims import shown
 from tied.proving.objective import Objective
 from tied.proving.reference import Reference
-from tied.proving.repointing import hooks_of
 from tied.proving.working_copy import roll
 
 Parts = dict[str, dict[str, Tensor]]

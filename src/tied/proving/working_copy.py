@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 
+from tied.checking.repointing import Repointing, hooks_of, reached
 from tied.errors import DtypeError, KindError
 from tied.memory.overlap import PLAIN, overlapping
-from tied.proving.repointing import Repointing, hooks_of, reached
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

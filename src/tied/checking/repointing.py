@@ -1,7 +1,6 @@
 """Repointing: functions in a copy that reach the model from outside are made to reach the copy.
 
-Owns: what functions enclose, and copies of functions. Must not know what the functions are for. Read next:
-`working_copy.py`.
+Owns: what functions enclose, and copies of functions. Must not know what the functions are for. Read next: `twin.py`.
 
 `copy.deepcopy` takes a function as it is: a hook that reaches its model by a closure, a default or a global would look
 at, and write to, the original. Bound methods and `functools.partial` are copied by `copy.deepcopy` itself.
