@@ -1,6 +1,7 @@
 """Adopting what plain torch shares, exporting it again, and guarding it."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -281,3 +282,59 @@ def test_guard_does_not_hide_the_blocks_own_error() -> None:
 
     with pytest.raises(ZeroDivisionError), tied.guard(model):
         break_and_fail()
+
+
+# -- views ----------------------------------------------------------------------------------------------
+
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "rows": lambda w: w[1:5],
+    "columns": lambda w: w[:, 1:4],
+    "a block": lambda w: w[2:, 1:],
+    "every second row": lambda w: w[::2],
+    "turned": lambda w: w.T,
+    "turned rows": lambda w: w[:3].T,
+    "one row": lambda w: w[2],
+    "a dimension more": lambda w: w.T[None],
+    "flat": lambda w: w.flatten(),
+    "in three": lambda w: w.view(3, 2, 6),
+}
+
+
+@pytest.mark.parametrize("view_first", [False, True])
+@pytest.mark.parametrize("view", VIEWS)
+def test_any_view_is_adopted_and_trains_as_one_weight(view: str, view_first: bool) -> None:
+    """The larger one owns the memory, whichever comes first."""
+    weight = torch.randn(6, 6, dtype=torch.float64)
+    ends = {"whole": nn.Module(), "part": nn.Module()}
+    model = nn.ModuleDict({name: ends[name] for name in (sorted(ends) if view_first else ["whole", "part"])})
+    ends["whole"].weight = nn.Parameter(weight)
+    ends["part"].weight = nn.Parameter(VIEWS[view](weight))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    (tie,) = tied.adopt(model, half_tied=True, optimizer=optimizer)
+    (source,) = tie.source.sources()
+    assert source[0] == ("part" if view_first and ends["part"].weight.numel() == 36 else "whole")
+    assert [*model.parameters()] == [ends[source[0]].weight]
+
+    alone = ends[source[0]].weight.detach().clone().requires_grad_()
+    by_hand = torch.optim.AdamW([alone], lr=0.1)
+    for _ in range(3):
+        loss(ends["whole"].weight, ends["part"].weight, optimizer)
+        values = {source[0]: alone, tie.target[0]: tie.source.value({source: alone})}
+        loss(values["whole"], values["part"], by_hand)
+    assert torch.allclose(alone, ends[source[0]].weight, rtol=1e-13)
+
+
+def loss(whole: torch.Tensor, part: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    (whole.square().sum() + part.pow(3).sum()).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["en-de", "a b", "gpt/attn", "layer@1", "2x", "f(x)"])
+def test_names_as_torch_writes_them(name: str) -> None:
+    model = nn.ModuleDict({name: nn.Linear(3, 3), "x": nn.Linear(3, 3)})
+    (tie,) = tied.tie(model, f"{name}.weight", "x.weight.T")
+    assert tied.parse(str(tie).partition(" = ")[2]) == tie.source
+    tied.untie(model, f"{name}.weight")
+    tied.tie(model, "x.weight", f"{name}.weight")
+    assert model.x.weight is model[name].weight

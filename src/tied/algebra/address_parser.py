@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NoReturn, Protocol
 
-from tied.algebra.address import STRING, WORD, Address, show_address
+from tied.algebra.address import STRING, WORD, Address, address_of, show_address
 from tied.algebra.expression import Ref
 from tied.algebra.transform import ATTRIBUTES, METHODS
 from tied.errors import AddressError, ParseError, nearest, short
@@ -37,6 +37,13 @@ class Tree(Protocol):
     def names(self, address: Address) -> Collection[str] | None:
         """Return the names directly under the module at `address`; None where no module is."""
         ...
+
+
+def named(text: str, tree: Tree | None) -> Address | None:
+    """Return the address of what a model knows by exactly this name, as torch writes names: `en-de.weight`."""
+    address = address_of(text.strip())
+    known = tree is not None and all(name in (tree.names(address[:at]) or ()) for at, name in enumerate(address))
+    return address if known and address else None
 
 
 class Scanner:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch
 
 from tied.algebra.address import NUMBER, STRING, WORD, Address
-from tied.algebra.address_parser import Locator, Tree, unquote
+from tied.algebra.address_parser import Locator, Tree, named, unquote
 from tied.algebra.expression import Expression, Ref
 from tied.algebra.transform import ATTRIBUTES, FORMS, FUNCTIONS, METHODS, spelled
 from tied.errors import KindError, ParseError, TieError, nearest, short
@@ -46,6 +46,9 @@ def parse(text: str, tree: Tree | None = None) -> Expression:
     >>> str(parse("(2 * layers[0].w).t()[2:][:5]"))
     '2 * layers.0.w.T[2:7]'
     """
+    known = named(text, tree)
+    if known is not None:
+        return Ref(known)
     parser = _Parser(text, tree)
     found = parser.whole(parser.sum)
     if not isinstance(found, Expression):
@@ -61,6 +64,9 @@ def parse_address(text: str, tree: Tree | None = None) -> Address:
         ParseError: `text` is not an address.
         AddressError: `text` names nothing in `tree`.
     """
+    known = named(text, tree)
+    if known is not None:
+        return known
     parser = _Parser(text, tree)
     if tree is None:
         return parser.whole(parser.bare_address)

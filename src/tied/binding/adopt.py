@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tied.algebra import Expression, Ref, show_address
+from tied.algebra import Address, Expression, Ref, parse, show_address
 from tied.binding.commit.transaction import Transaction, on_the_way
 from tied.binding.followers.optimizers import Optimizers
 from tied.binding.late_reading import read, uninstall
@@ -20,6 +20,8 @@ from tied.binding.slots import ModuleTree, Slot
 from tied.binding.tie import declare, unwrapped
 from tied.errors import ConflictError, KindError, during
 from tied.ledger import Tie, entries
+from tied.memory import IDENTITY, OVERLAP
+from tied.memory.view_relation import relation
 
 
 def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False, optimizer: Any = None) -> tuple[Tie, ...]:
@@ -97,18 +99,20 @@ def shared(slots: Iterable[Slot]) -> Iterator[Tie]:
 
 
 def _over_one_memory(slots: list[Slot]) -> Iterator[Tie]:
-    """Yield a tie for every Parameter whose memory is that of an earlier one."""
+    """Yield a tie for every Parameter whose memory is that of an earlier one, or of a larger one."""
     seen: dict[int, list[Slot]] = {}
-    for slot in slots:
+    found: dict[Address, Tie] = {}
+    for slot in sorted(slots, key=lambda slot: -slot.tensor.numel()):
         tensor = slot.tensor
         if tensor.device.type == "meta" or not tensor.numel():
             continue
-        for source in seen.setdefault(tensor.untyped_storage().data_ptr(), []):
-            if _overlap(tensor, source.tensor) and tensor is not source.tensor:
-                yield Tie(slot.address, _as_view(slot, source))
-                break
+        others = seen.setdefault(tensor.untyped_storage().data_ptr(), [])
+        source = next((o for o in others if tensor is not o.tensor and _overlap(tensor, o.tensor)), None)
+        if source is None:
+            others.append(slot)
         else:
-            seen[tensor.untyped_storage().data_ptr()].append(slot)
+            found[slot.address] = Tie(slot.address, _as_view(slot, source))
+    yield from (found[slot.address] for slot in slots if slot.address in found)
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
@@ -126,22 +130,16 @@ def _end(tensor: Tensor) -> int:
 
 def _as_view(target: Slot, source: Slot) -> Expression:
     """Return the transform of `source` that is the memory of `target`, entry for entry."""
+    found = relation(source.tensor.detach(), target.tensor.detach())
+    if found == IDENTITY:
+        return Ref(source.address)
+    if found != OVERLAP:
+        return parse(show_address(source.address) + found)
     here, there = target.tensor, source.tensor
-    expression = Ref(source.address)
-    if here.data_ptr() == there.data_ptr() and here.dtype == there.dtype:
-        if (here.shape, here.stride()) == (there.shape, there.stride()):
-            return expression
-        if here.dim() == 2 and (here.shape, here.stride()) == (there.mT.shape, there.mT.stride()):
-            return expression.T
-    if here.shape[1:] == there.shape[1:] and here.stride() == there.stride() and here.dim():
-        step = max(int(here.stride(0)), 1)
-        row, rest = divmod(int(here.storage_offset()) - int(there.storage_offset()), step)
-        if rest == 0 and 0 <= row <= there.shape[0] - here.shape[0]:
-            return expression[row : row + here.shape[0]]
     raise ConflictError(
         f"'{show_address(target.address)}' and '{show_address(source.address)}' overlap in memory in an odd way.",
         found=f"shapes {tuple(here.shape)} and {tuple(there.shape)}, strides {here.stride()} and {there.stride()}",
-        expected="the same tensor, its transpose, or rows of it",
+        expected="the same tensor, or a view of it that a transform says",
         fix="give one of them memory of its own: p.data = p.data.clone()",
     )
 

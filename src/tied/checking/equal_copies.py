@@ -16,7 +16,7 @@ from tied.checking.copies import Copy, copies, equal_values, is_readable
 from tied.checking.declarations import Seen
 from tied.checking.groups import group_of
 from tied.memory import IDENTITY
-from tied.reporting.facts import Group
+from tied.reporting.facts import Group, spelled
 
 
 def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:
@@ -40,7 +40,7 @@ def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:
             found.setdefault(copy.first, []).append(copy)
     yield from (clones.group([first, *others]) for first, others in modules.items())
     for first, others in found.items():
-        transforms = [IDENTITY, *(_expression(names[first], copy) for copy in others)]
+        transforms = [IDENTITY, *(_expression(spelled(names[first]), copy) for copy in others)]
         yield group_of("equal", [names[first], *(names[copy.other] for copy in others)], transforms, tensors[first])
 
 

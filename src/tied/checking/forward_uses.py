@@ -18,7 +18,7 @@ from tied.checking.inventory import Inventory
 from tied.checking.library_ties import tied_layers
 from tied.memory import OVERLAP
 from tied.memory.overlap import overlapping, shape_of, size_of
-from tied.reporting.facts import Finding, Group, quoted
+from tied.reporting.facts import Finding, Group, quoted, spelled
 from tied.reporting.rules import finding
 
 
@@ -112,7 +112,7 @@ def look_at_forward(inventory: Inventory, seen: Seen) -> Iterator[Finding]:
             what = f"{name} gets no gradient from {place}: there it is detached, or a new Parameter."
             yield finding("TIE111", (name,), what)
     for copy in seen.copies:
-        target, source = inventory.tensor(copy.target), f"{copy.source}{copy.suffix or ''}"
+        target, source = inventory.tensor(copy.target), f"{spelled(copy.source)}{copy.suffix or ''}"
         known = copy.suffix is not None and copy.suffix != OVERLAP
         what = f"{copy.target} is overwritten with {source if known else copy.source} in each forward: "
         what += "what it learns is lost, and the other does not learn from it."

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tied.algebra.address import address_of, show_address
 from tied.memory import IDENTITY
 
 State = Literal["tied", "half-tied", "equal", "drifted", "called", "declared"]
@@ -57,7 +58,7 @@ class Group:
 
 
 def expression(group: Group, index: int) -> str:
-    """Return what one name of a group is, as an expression of the first.
+    """Return what one name of a group is, as an expression of the first that the parser reads back.
 
     Example:
         >>> expression(Group("tied", ("a", "b"), ("identity", ".T")), 1)
@@ -65,8 +66,18 @@ def expression(group: Group, index: int) -> str:
     """
     transform = group.transforms[index]
     if transform == IDENTITY:
-        return group.names[0]
-    return group.names[0] + transform if transform[:1] in ".[" else transform
+        return spelled(group.names[0])
+    return spelled(group.names[0]) + transform if transform[:1] in ".[" else transform
+
+
+def spelled(name: str) -> str:
+    """Write a name as an address of the language.
+
+    Example:
+        >>> spelled("layers.0.weight"), spelled("en-de.weight")
+        ('layers.0.weight', '["en-de"].weight')
+    """
+    return show_address(address_of(name)) if name else name
 
 
 def quoted(name: str) -> str:
