@@ -235,6 +235,8 @@ class _Auditor:
             yield f"Not compared: {len(storages.optimizer)} tensors of an optimizer's state, {size_text(nbytes)}."
         if storages.unseen:
             yield f"Not compared, as they have no plain elements: {_few(sorted(storages.unseen))}."
+        if storages.inert:
+            yield f"Not read, and not needed for the tensors: {said_of(storages.inert)}."
 
     def fix(self, command: str, more: str = "") -> str:
         return f"tied {command} {self.file} NEW{more}"
@@ -264,6 +266,12 @@ def _of(source: str, transform: str) -> str:
 
 def _shape(stored: Stored) -> str:
     return f"({stored.dtype} {tuple(stored.shape)})"
+
+
+def said_of(inert: Mapping[str, str]) -> str:
+    """Name objects that were not read, a few at most, each with what it is."""
+    said = [f"{shown(name)} ({short(ascii(kind)[1:-1])})" for name, kind in inert.items()]
+    return ", ".join(said[:NAMED]) + (", ..." if len(said) > NAMED else "")
 
 
 def _few(names: list[str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 from tied.algebra import Expression
 from tied.files.auditing.shared_memory import views
 from tied.files.reading.checkpoint import Checkpoint
-from tied.files.reading.pt_file import PickledTensor, tensors_in
+from tied.files.reading.named_tensors import inert_in
+from tied.files.reading.pt_file import PickledTensor
 from tied.memory.overlap import Piece, pieces
 
 
@@ -30,14 +30,16 @@ class Storages:
         wasted: The bytes of a storage that no tensor shows, by the first name that lies in it.
         optimizer: The names of an optimizer's state.
         unseen: The names whose values cannot be compared: sparse, quantized, expanded, without values.
-        others: What the file holds beside tensors, by its path.
+        others: What the file holds beside tensors, by name.
+        inert: The names of objects that were not made, each with its kind.
     """
 
     shared: Mapping[str, Expression]
     wasted: Mapping[str, int]
     optimizer: frozenset[str]
     unseen: frozenset[str]
-    others: tuple[str, ...]
+    others: Mapping[str, Any]
+    inert: Mapping[str, str]
 
 
 def look_at(checkpoint: Checkpoint) -> Storages:
@@ -46,31 +48,31 @@ def look_at(checkpoint: Checkpoint) -> Storages:
     roots = [one.loaded for one in checkpoint.files if one.header is None]
     states = tuple(f"{path}." if path else "" for root in roots for path in _optimizers(root, ""))
     optimizer = frozenset(name for name in found if name.startswith(states)) if states else frozenset[str]()
+    beside = {name: value for one in checkpoint.files for name, value in one.beside.items()}
+    others = {name: value for name, value in beside.items() if not name.startswith(states)}
     seen = {name: tensor for name, tensor in found.items() if name not in optimizer and checkpoint.tensors[name].plain}
     return Storages(
         shared=views(seen),
         wasted=dict(_wasted(found)),
         optimizer=optimizer,
         unseen=frozenset(name for name, stored in checkpoint.tensors.items() if not stored.plain) - optimizer,
-        others=tuple(key for root in roots for key in _without_tensors(root)),
+        others=others,
+        inert=dict(inert_in(others)),
     )
 
 
 def _optimizers(value: Any, path: str) -> Iterator[str]:
     """Yield the paths of the states of optimizers, which have the two keys of torch's."""
-    if not isinstance(value, dict):
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(cast(list[Any], value)))
+    if not isinstance(value, Mapping):
         return
-    inside = cast(dict[Any, Any], value)
-    if isinstance(inside.get("state"), dict) and isinstance(inside.get("param_groups"), list):
+    inside = cast(Mapping[Any, Any], value)
+    if isinstance(inside.get("state"), Mapping) and isinstance(inside.get("param_groups"), list):
         yield path
         return
     for key, inner in inside.items():
         yield from _optimizers(inner, f"{path}.{key}" if path else str(key))
-
-
-def _without_tensors(root: Any) -> list[str]:
-    inside = cast(dict[Any, Any], root) if isinstance(root, dict) else {}
-    return [str(key) for key, value in inside.items() if not any(True for _ in tensors_in(value, Path()))]
 
 
 def _wasted(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
