@@ -498,7 +498,7 @@ def test_storages_of_a_pt(tmp_path):
         ("TIE312", "model.turned"),
     ]
     assert found.bytes == 4 * (40_000 + 60_000 + 60_000 + 1000)
-    assert found.notes == ("Not compared: 2 tensors of an optimizer's state, 234.4 KiB.",)
+    assert found.notes == ("Not compared: 2 tensors of the training's state, 234.4 KiB.",)
 
 
 def test_what_has_no_plain_elements_is_said(tmp_path):

@@ -184,7 +184,7 @@ SPOILED: dict[str, tuple[Callable[[Metadata], object], str]] = {
     "up": (lambda c: place(c, relative_path="../__0_0.distcp"), "It leads out of its folder."),
     "absolute": (lambda c: place(c, relative_path="/etc/passwd"), "It leads out of its folder."),
     "packed": (lambda c: place(c, transform_descriptors=["zstd"]), "Its chunks are packed."),
-    "elsewhere": (lambda c: place(c, offset=3), "Its pickle is broken"),
+    "elsewhere": (lambda c: place(c, offset=3), "It is broken."),
     "gap": (lose_rows, "It is broken."),
     "huge": (huge, "It is broken."),
 }

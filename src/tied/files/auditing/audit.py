@@ -230,9 +230,9 @@ class _Auditor:
         storages = self.seen.storages
         if not storages:
             return
-        if storages.optimizer:
-            nbytes = sum(self.stored[name].nbytes for name in storages.optimizer)
-            yield f"Not compared: {len(storages.optimizer)} tensors of an optimizer's state, {size_text(nbytes)}."
+        if storages.training:
+            nbytes = sum(self.stored[name].nbytes for name in storages.training)
+            yield f"Not compared: {len(storages.training)} tensors of the training's state, {size_text(nbytes)}."
         if storages.unseen:
             yield f"Not compared, as they have no plain elements: {_few(sorted(storages.unseen))}."
         if storages.inert:

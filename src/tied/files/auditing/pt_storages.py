@@ -1,6 +1,6 @@
 """The memory of a `.pt`: what shares it, what wastes it, and what is no weight at all.
 
-Owns: the storages, and what an optimizer's state looks like. Must not compare values. Read next: `inspection.py`.
+Owns: the storages. Must not compare values. Read next: `inspection.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Storages:
     Attributes:
         shared: The names that are views of others, each with the expression over the other.
         wasted: The bytes of a storage that no tensor shows, by the first name that lies in it.
-        optimizer: The names of an optimizer's state.
+        training: The names of what belongs to the training: the states of optimizers.
         unseen: The names whose values cannot be compared: sparse, quantized, expanded, without values.
         others: What the file holds beside tensors, by name.
         inert: The names of objects that were not made, each with its kind.
@@ -36,7 +36,7 @@ class Storages:
 
     shared: Mapping[str, Expression]
     wasted: Mapping[str, int]
-    optimizer: frozenset[str]
+    training: frozenset[str]
     unseen: frozenset[str]
     others: Mapping[str, Any]
     inert: Mapping[str, str]
@@ -45,34 +45,19 @@ class Storages:
 def look_at(checkpoint: Checkpoint) -> Storages:
     """Look at the storages of a checkpoint of which at least one file is a `.pt`."""
     found = {name: stored.value for name, stored in checkpoint.tensors.items() if isinstance(stored, PickledTensor)}
-    roots = [one.loaded for one in checkpoint.files if one.header is None]
-    states = tuple(f"{path}." if path else "" for root in roots for path in _optimizers(root, ""))
-    optimizer = frozenset(name for name in found if name.startswith(states)) if states else frozenset[str]()
+    states = tuple(f"{name}." if name else "" for one in checkpoint.files for name in one.training)
+    training = frozenset(name for name in checkpoint.tensors if name.startswith(states)) if states else frozenset[str]()
     beside = {name: value for one in checkpoint.files for name, value in one.beside.items()}
     others = {name: value for name, value in beside.items() if not name.startswith(states)}
-    seen = {name: tensor for name, tensor in found.items() if name not in optimizer and checkpoint.tensors[name].plain}
+    seen = {name: tensor for name, tensor in found.items() if name not in training and checkpoint.tensors[name].plain}
     return Storages(
         shared=views(seen),
         wasted=dict(_wasted(found)),
-        optimizer=optimizer,
-        unseen=frozenset(name for name, stored in checkpoint.tensors.items() if not stored.plain) - optimizer,
+        training=training,
+        unseen=frozenset(name for name, stored in checkpoint.tensors.items() if not stored.plain) - training,
         others=others,
         inert=dict(inert_in(others)),
     )
-
-
-def _optimizers(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of the states of optimizers, which have the two keys of torch's."""
-    if isinstance(value, list | tuple):
-        value = dict(enumerate(cast(list[Any], value)))
-    if not isinstance(value, Mapping):
-        return
-    inside = cast(Mapping[Any, Any], value)
-    if isinstance(inside.get("state"), Mapping) and isinstance(inside.get("param_groups"), list):
-        yield path
-        return
-    for key, inner in inside.items():
-        yield from _optimizers(inner, f"{path}.{key}" if path else str(key))
 
 
 def _wasted(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:

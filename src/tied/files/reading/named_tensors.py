@@ -31,10 +31,13 @@ class Contents:
     Attributes:
         tensors: Every tensor, or what is to become one, by its keys and positions joined with dots.
         beside: What holds no tensor, by name: the outermost of each.
+        training: The names of what belongs to the training, not to the model: states of optimizers, and of a
+            Lightning checkpoint all but its state dict.
     """
 
     tensors: dict[str, Tensor | Rebuilt] = field(default_factory=dict)
     beside: dict[str, Any] = field(default_factory=dict)
+    training: list[str] = field(default_factory=list)
 
 
 def contents(loaded: Any, path: Path) -> Contents:
@@ -62,12 +65,23 @@ def contents(loaded: Any, path: Path) -> Contents:
             said, expected = f"{shown(name)}, {len(way)} levels deep", f"{MOST_DEPTH} levels, {MOST_NODES} names"
             refuse(path, "It is nested without end.", said, expected, RESAVE)
         below = (*way, id(value))
+        found.training.extend(_of_training(name, value) if not is_tensor else ())
         inner = [(key, one) for key, one in inner if id(one) not in below]
         stack += [(f"{name}.{key}" if name else key, one, below) for key, one in reversed(inner)]
     return found
 
 
 _Way = tuple[int, ...]
+LIGHTNING, ITS_WEIGHTS = "pytorch-lightning_version", "state_dict"
+
+
+def _of_training(name: str, value: Any) -> Iterator[str]:
+    """Yield the names below which lies state of the training."""
+    inside = cast(Mapping[Any, Any], value) if isinstance(value, Mapping) else {}
+    if isinstance(inside.get("state"), Mapping) and isinstance(inside.get("param_groups"), list):
+        yield name
+    if not name and LIGHTNING in inside and ITS_WEIGHTS in inside:
+        yield from (key for key in inside if isinstance(key, str) and key != ITS_WEIGHTS)
 
 
 def _add(found: Contents, name: str, value: Tensor | Rebuilt, path: Path) -> None:

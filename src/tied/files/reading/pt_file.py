@@ -153,7 +153,7 @@ def described(loaded: Any, path: Path) -> OneFile:
         if id(value) not in made:
             made[id(value)] = _stored(name, value, path)
     tensors = {name: made[id(value)] for name, value in found.tensors.items()}
-    return OneFile(path, tensors, loaded=loaded, beside=found.beside)
+    return OneFile(path, tensors, loaded=loaded, beside=found.beside, training=tuple(found.training))
 
 
 def _stored(name: str, value: Tensor | Rebuilt, path: Path) -> Stored:

@@ -102,6 +102,7 @@ class OneFile:
         header: Where it is a safetensors file.
         loaded: What its pickle holds, where it is not; objects are inert, and tensors not made.
         beside: What of that holds no tensor, by name.
+        training: The names below which lies state of the training.
     """
 
     path: Path
@@ -109,3 +110,4 @@ class OneFile:
     header: Header | None = None
     loaded: Any = None
     beside: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    training: tuple[str, ...] = ()
