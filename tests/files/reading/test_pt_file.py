@@ -226,10 +226,12 @@ def test_a_lightning_checkpoint_becomes_safetensors(tmp_path):
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
     done = shrink(saved(lightning(net), tmp_path / "a.ckpt"), tmp_path / "b.safetensors")
     same(dict(sorted(load_file(tmp_path / "b.safetensors").items())), dict(sorted(net.state_dict().items())))
-    assert done.lines[:3] == (
+    assert done.lines == (
+        "took 'state_dict.' off every name",
         "left out 14 tensors of the training's state",
         "kept as JSON in the metadata: 'epoch', 'global_step', 'pytorch-lightning_version', 'lr_schedulers'",
         f"left out what is no tensor: 'hyper_parameters' ({__name__}.AttributeDict), 'best' (a numpy scalar)",
+        "nothing is stored twice",
     )
     with safe_open(tmp_path / "b.safetensors", "pt") as file:
         values = json.loads(file.metadata()["values"])
@@ -428,6 +430,7 @@ OUTSIDE = {
     "sizes without strides": ({"stride": b"K\1\x85"}, "A tensor is broken."),
     "sizes that are truths": ({"size": b"\x88\x88\x86"}, "A tensor is broken."),
     "sizes without end": ({"size": LARGE + LARGE + b"\x86"}, "A tensor is broken."),
+    "elements of a storage of none": ({"count": b"K\0"}, "A tensor is broken."),
     "no sizes": ({"size": b"N"}, "A tensor is broken."),
 }
 
@@ -448,6 +451,18 @@ def test_a_tensor_outside_its_storage(how, problem, tmp_path):
     with pytest.raises(tied.FileError) as caught:
         load_file(made(tmp_path / "a.pt", tensor_call(**how)))
     assert problem in str(caught.value)
+
+
+def test_a_dtype_is_not_looked_up(tmp_path, monkeypatch):
+    """Some attributes of torch are modules that are imported when they are asked for."""
+
+    def look_up(name):
+        raise AssertionError(name)
+
+    monkeypatch.setattr(torch, "__getattr__", look_up)
+    call = tensor_call().replace(b"_v2", b"_v3").replace(b"\x89NtR", b"\x89Nctorch\nnone\ntR")
+    with pytest.raises(tied.FileError, match="unknown dtype"):
+        load_file(made(tmp_path / "a.pt", call))
 
 
 def test_what_holds_its_holder_is_gone_through_once(tmp_path):

@@ -231,9 +231,13 @@ class _Plan:
         for name, tie in self.gone.items():
             size = size_text(self.old[self.new[name]].nbytes)
             yield f"dropped {shown(name)}, which is {shown(str(tie.source))}: {size}"
-        yield from left_out(self.seen)
+        if self.prefix:
+            yield f"took {shown(self.prefix)} off every name"
+        others = list(left_out(self.seen))
+        yield from others
         if not self.gone:
-            yield "nothing is stored twice: the new file holds what the old one does"
+            rest = "" if self.prefix or others else ": the new file holds what the old one does"
+            yield f"nothing is stored twice{rest}"
 
 
 def left_out(seen: Inspection) -> Iterator[str]:
