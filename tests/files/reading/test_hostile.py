@@ -260,6 +260,8 @@ HANGS = {
     "deep tuples": b"N" + b"\x85" * 900_000 + b".",
     "deep keys": b"}" + b"N" + b"\x85" * 900_000 + b"Ns.",
     "objects": b"(" + b"cx\ny\nq\0" + b"h\0)R" * 250_000 + b"t.",
+    "tensors": b"ctorch._utils\n_rebuild_tensor_v2\nq\0((" + text(b"storage")
+    + b"ctorch\nFloatStorage\n" + text(b"0") + text(b"cpu") + b"K\0tQK\0)))NNtq\1(" + b"h\0h\1R" * 150_000 + b"t.",
     "sets": b"(" + b"\x8f" * 900_000 + b"t.",
 }  # fmt: skip
 

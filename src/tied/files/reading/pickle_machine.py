@@ -22,7 +22,14 @@ MOST_STEPS = 3_000_000
 MOST_PICKLE = 1 << 26
 MOST_LINE = 1000
 MOST_PLACE = 1 << 32
-CONTAINER, CALL, NAME, TUPLE, MARK = 8, 8, 3, 3, 2  # what they take beyond their instruction, in instructions
+CONTAINER, CALL, NAME, TUPLE, MARK, TENSOR = (
+    8,
+    8,
+    3,
+    3,
+    2,
+    100,
+)  # what they take beyond their instruction, in instructions
 
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
 TENSORS = frozenset(
@@ -123,6 +130,7 @@ class Machine:
         if isinstance(what, Inert):
             return Inert(what.kind, found)
         if what.name in TENSORS:
+            self.charge(TENSOR)
             return Rebuilt(what.name, found)
         plain = _PLAIN.get(what.name)
         made = plain(self, found) if plain else None
