@@ -129,7 +129,7 @@ def at(path: str) -> str:
 
 def _cut(seen: Seen) -> Iterator[Apart]:
     for cut in cuts(seen.inventory.model) if seen.inventory.has_ties else ():
-        target, sources = ".".join(cut.target), [".".join(address) for address in cut.source.sources()]
+        target, sources = cut.target, [".".join(address) for address in cut.source.sources()]
         transforms = [IDENTITY, *["source"] * (len(sources) - 1), suffix(cut.source)]
         group = group_of("declared", [*sources, target], transforms, seen.inventory.tensor(sources[0]))
         yield Apart(group, "TIE109", Pair(target, sources[0], "tied", ""))

@@ -158,14 +158,14 @@ class Delta(nn.Module):
 
 def _relax(looped: Looped, made: Tie, rank: int) -> None:
     """Add a low-rank difference to a tie of one matrix to another."""
-    owner, name = looped.get_submodule(".".join(made.target[:-1])), made.target[-1]
+    owner, name = looped.get_submodule(".".join(made.address[:-1])), made.address[-1]
     matrix = getattr(owner, name)
     if matrix.dim() < 2 or not matrix.numel() or not matrix.is_floating_point():
         return
     owner.add_module(f"{name}_delta", Delta(matrix.detach(), rank))
-    place = (*made.target[:-1], f"{name}_delta")
+    place = (*made.address[:-1], f"{name}_delta")
     difference = Ref((*place, "left")) @ Ref((*place, "right"))
-    untie(looped, ".".join(made.target))
+    untie(looped, ".".join(made.address))
     tie(looped, made.target, made.source + (difference if matrix.dim() == 2 else difference.reshape(*matrix.shape)))  # type: ignore[attr-defined]
 
 
