@@ -9,6 +9,7 @@ from corpus import CASES, Case
 from snapshot import refused
 from stack import Stack
 from torch import nn
+from torch.nn.utils import parametrize
 
 import tied
 
@@ -338,3 +339,27 @@ def test_a_target_in_a_list_that_is_the_model() -> None:
     assert tie.target == "1.weight"
     assert model.get_parameter(tie.target) is model[0].weight
     assert tied.untie(model, tie.target) == (tie,)
+
+
+# -- under a parametrization ----------------------------------------------------------------------------
+
+
+class Minus(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+def test_what_was_untied_under_a_parametrization_is_plain_again() -> None:
+    model = nn.ModuleDict({"encoder": nn.Linear(6, 4), "decoder": nn.Linear(4, 6)})
+    tied.tie(model, "decoder.weight", "encoder.weight.T")
+    parametrize.register_parametrization(model.decoder, "bias", Minus())
+    twin = copy.deepcopy(model)
+    tied.untie(model)
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.T), "the copy had the same class, and is tied still"
+    with torch.no_grad():
+        twin.encoder.weight.add_(1)
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.T)
+    for each in (model, twin):
+        parametrize.remove_parametrizations(each.decoder, "bias")
+    assert type(model.decoder) is nn.Linear
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.T)

@@ -7,10 +7,10 @@ how it is shown. Read next: `rules.py`, then `report.py`.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tied.algebra.address import address_of, show_address
 from tied.memory import IDENTITY
 
 State = Literal["tied", "half-tied", "equal", "drifted", "called", "declared"]
@@ -18,6 +18,7 @@ Severity = Literal["error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 SCHEMA_VERSION = 1
+WORDS = re.compile(r"([^\W\d]\w*(\.\w+)*)?")
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,17 @@ def expression(group: Group, index: int) -> str:
 
 
 def spelled(name: str) -> str:
-    """Write a name as an address of the language.
+    """Write a name as an address of the language, which quotes what is not made of words.
 
     Example:
         >>> spelled("layers.0.weight"), spelled("en-de.weight")
         ('layers.0.weight', '["en-de"].weight')
     """
-    return show_address(address_of(name)) if name else name
+    if WORDS.fullmatch(name):
+        return name
+    from tied.algebra.address import address_of, show_address  # which needs torch, and most looks at files do not
+
+    return show_address(address_of(name))
 
 
 def quoted(name: str) -> str:
