@@ -39,6 +39,19 @@ def attend_target(module: nn.Module) -> None:
     _hook(module, load_live)
 
 
+def name_once(model: nn.Module) -> None:
+    """Have the state dict of `model` name each identity once, under its source, for tools that write it themselves."""
+    if leave_out not in model._state_dict_hooks.values():
+        model._register_state_dict_hook(leave_out)
+
+
+def leave_out(module: nn.Module, state_dict: State, prefix: str, metadata: Any) -> None:
+    """Take the names of live targets out of a state dict that has their sources; a hook of torch's `state_dict`."""
+    for tie, _, link in entries(module):
+        if link.is_live and all(_key(prefix, address) in state_dict for address in tie.source.sources()):
+            state_dict.pop(prefix + tie.target, None)
+
+
 def _hook(module: nn.Module, wanted: Callable[..., None]) -> None:
     hooks: Any = module._load_state_dict_pre_hooks
     if not any(getattr(hook, "hook", None) is wanted for hook in hooks.values()):
@@ -61,7 +74,7 @@ def reconcile_before(
             if _key(prefix, tie.address) not in state_dict:
                 lone.append(_key(prefix, tie.address))
                 _settle(state_dict, lone[-1], link)
-        if lone and _is_lenient():
+        if lone and leave_out not in module._state_dict_hooks.values() and _is_lenient():
             missing.extend(lone)
 
 
