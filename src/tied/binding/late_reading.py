@@ -28,6 +28,7 @@ from tied.binding.late.tracing import is_symbolic, traced
 from tied.binding.link import Link
 from tied.binding.live.entries import ordered, with_entry, without
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots
+from tied.binding.live.parted import Parted
 from tied.binding.live.registration import PARTED, listen
 from tied.binding.live.shown import Shown
 from tied.binding.refusals import cloned, not_pruned, not_set, on_meta
@@ -378,6 +379,8 @@ def settle(module: nn.Module, name: str, link: Link) -> None:
     needs = any(tensor.requires_grad for tensor in link.kept.values())
     uninstall(module, name, Parameter(value, requires_grad=needs))
     PARTED[module] = f"{name} = {link.expression}"
+    if type(module.__dict__["_parameters"]) is dict:
+        module.__dict__["_parameters"] = Parted(module, name, PARTED[module])
 
     def retry() -> None:
         if link.can_connect and name not in links(module):
