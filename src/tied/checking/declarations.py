@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tied.checking.copies import equal_values
 from tied.checking.groups import group_of, suffix
 from tied.checking.inventory import Inventory
 from tied.checking.library_ties import Pair, is_offloaded, pairs, rules, transformers_models, undone
+from tied.checking.patterns import equal_values
 from tied.ledger import cuts
 from tied.memory import IDENTITY, OVERLAP
 from tied.reporting.facts import Finding, Group, State, expression, quoted

@@ -12,9 +12,10 @@ from functools import cached_property
 from torch import Tensor
 
 from tied.checking.collapse import above, paths, whole
-from tied.checking.copies import Copy, copies, equal_values, is_readable
+from tied.checking.copies import Copy, copies
 from tied.checking.declarations import Seen
 from tied.checking.groups import group_of
+from tied.checking.patterns import equal_values, is_readable
 from tied.memory import IDENTITY
 from tied.reporting.facts import Group, spelled
 
