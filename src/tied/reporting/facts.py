@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tied.algebra.address import address_of, show_address
 from tied.memory import IDENTITY
 
 State = Literal["tied", "half-tied", "equal", "drifted", "called", "declared"]
@@ -77,6 +76,8 @@ def spelled(name: str) -> str:
         >>> spelled("layers.0.weight"), spelled("en-de.weight")
         ('layers.0.weight', '["en-de"].weight')
     """
+    from tied.algebra.address import address_of, show_address  # with torch, for which source code does not wait
+
     return show_address(address_of(name)) if name else name
 
 
