@@ -48,6 +48,8 @@ def summary(report: Facts) -> str:
     Example:
         >>> summary(Facts("Model", parameters=1_000_000, bytes=4_000_000, bytes_saved=1_000_000))
         '1,000,000 parameters, 3.8 MiB; sharing saves 976.6 KiB'
+        >>> summary(Facts("model.ckpt", parameters=2_482, bytes=9_928, optimizer_bytes=19_884))
+        "2,482 parameters, 9.7 KiB, and 19.4 KiB of an optimizer's state; nothing is saved by sharing"
         >>> summary(Facts("src", files=12))
         '12 source files'
     """
@@ -56,7 +58,8 @@ def summary(report: Facts) -> str:
         return files
     numbers = f"{report.parameters:,} parameter{'' if report.parameters == 1 else 's'}"
     saved = f"sharing saves {size_text(report.bytes_saved)}" if report.bytes_saved else "nothing is saved by sharing"
-    return f"{numbers}, {size_text(report.bytes)}; {saved}" + (f"; {files}" if report.files else "")
+    state = f", and {size_text(report.optimizer_bytes)} of an optimizer's state" if report.optimizer_bytes else ""
+    return f"{numbers}, {size_text(report.bytes)}{state}; {saved}" + (f"; {files}" if report.files else "")
 
 
 def is_of_source(report: Facts) -> bool:
@@ -111,15 +114,15 @@ def size_text(count: int) -> str:
 # -- text ---------------------------------------------------------------------------------------------
 
 
-def to_text(report: Facts) -> str:
-    """Write a report as text, for people."""
+def to_text(report: Facts, width: int = WIDTH) -> str:
+    """Write a report as text, for people; sentences are wrapped at a width."""
     blocks = [f"{harmless(report.subject)}: {summary(report)}"]
     shared = "\n".join(_group_lines(report)) if report.groups else "  Nothing is shared."
     blocks += [] if is_of_source(report) else [shared]
-    blocks += ["\n".join(_finding_lines(finding)) for finding in report.findings[:MOST_FINDINGS]]
+    blocks += ["\n".join(_finding_lines(finding, width)) for finding in report.findings[:MOST_FINDINGS]]
     hidden = len(report.findings) - MOST_FINDINGS
     blocks += [f"... and {hidden} more findings"] if hidden > 0 else []
-    blocks += ["\n".join(_wrapped(note, "note: ")) for note in report.notes]
+    blocks += ["\n".join(_wrapped(note, "note: ", width)) for note in report.notes]
     return "\n\n".join([*blocks, f"{verdict(report).capitalize()}."])
 
 
@@ -135,9 +138,9 @@ def _group_lines(report: Facts) -> Iterator[str]:
         yield f"  ... and {len(report.groups) - MOST_GROUPS} more groups"
 
 
-def _finding_lines(finding: Finding) -> Iterator[str]:
+def _finding_lines(finding: Finding, width: int) -> Iterator[str]:
     yield heading_of(finding)
-    yield from _wrapped(finding.message, "  ")
+    yield from _wrapped(finding.message, "  ", width)
     if finding.fix:
         first, *more = map(harmless, lines_of_fix(finding))
         yield f"  fix: {first}"
@@ -156,10 +159,10 @@ def lines_of_fix(finding: Finding) -> list[str]:
     return finding.fix.splitlines() if finding.file else [finding.fix]
 
 
-def _wrapped(text: str, first: str) -> list[str]:
+def _wrapped(text: str, first: str, width: int) -> list[str]:
     return textwrap.wrap(
         harmless(text),
-        WIDTH,
+        width,
         initial_indent=first,
         subsequent_indent=" " * len(first),
         break_long_words=False,
