@@ -196,13 +196,13 @@ def huge(content: Metadata) -> None:
 
 
 SPOILED: dict[str, tuple[Callable[[Metadata], object], str]] = {
-    "code": (lambda _: Runs(), "It wants to run code, and was not read."),
-    "another class": (lambda _: nn.Linear(1, 1), "It wants to run code, and was not read."),
+    "code": (lambda _: Runs(), "It is broken."),
+    "another class": (lambda _: nn.Linear(1, 1), "It is broken."),
     "nothing": (lambda _: {"a": 3}, "It is broken."),
     "up": (lambda c: place(c, relative_path="../__0_0.distcp"), "It leads out of its folder."),
     "absolute": (lambda c: place(c, relative_path="/etc/passwd"), "It leads out of its folder."),
     "packed": (lambda c: place(c, transform_descriptors=["zstd"]), "Its chunks are packed."),
-    "elsewhere": (lambda c: place(c, offset=3), "It is no checkpoint|Its archive is broken"),
+    "elsewhere": (lambda c: place(c, offset=3), "It is broken."),
     "gap": (lose_rows, "It is broken."),
     "huge": (huge, "It is broken."),
 }
@@ -229,7 +229,7 @@ def test_a_name_that_only_begins_like_a_known_one(tmp_path: Path) -> None:
     module, name = b"pathlib", b"Path.home"
     called = b"".join(b"\x8c" + bytes([len(text)]) + text for text in (module, name)) + b"\x93)R"
     (tmp_path / ".metadata").write_bytes(b"\x80\x04" + called + b".")
-    with pytest.raises(tied.FileError, match=r"It wants to run code, and was not read\."):
+    with pytest.raises(tied.FileError, match=r"It is broken\."):
         tied.load(nn.Linear(2, 3, bias=False), tmp_path)
 
 

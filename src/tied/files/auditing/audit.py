@@ -96,7 +96,7 @@ class _Auditor:
             bytes=self.total,
             bytes_saved=saved,
             notes=tuple(self.notes()),
-            optimizer_bytes=sum(self.stored[name].nbytes for name in storages.optimizer) if storages else 0,
+            optimizer_bytes=sum(self.stored[name].nbytes for name in storages.training) if storages else 0,
         )
 
     def restored(self) -> list[Equation]:
@@ -229,8 +229,12 @@ class _Auditor:
 
     def notes(self) -> Iterator[str]:
         storages = self.seen.storages
-        if storages and storages.unseen:
+        if not storages:
+            return
+        if storages.unseen:
             yield f"Not compared, as they have no plain elements: {_few(sorted(storages.unseen))}."
+        if storages.inert:
+            yield f"Not read, and not needed for the tensors: {said_of(storages.inert)}."
 
     def fix(self, command: str, more: str = "") -> str:
         return f"tied {command} {self.file} NEW{more}"
@@ -260,6 +264,12 @@ def _of(source: str, transform: str) -> str:
 
 def _shape(stored: Stored) -> str:
     return f"({stored.dtype} {tuple(stored.shape)})"
+
+
+def said_of(inert: Mapping[str, str]) -> str:
+    """Name objects that were not read, a few at most, each with what it is."""
+    said = [f"{shown(name)} ({short(ascii(kind)[1:-1])})" for name, kind in inert.items()]
+    return ", ".join(said[:NAMED]) + (", ..." if len(said) > NAMED else "")
 
 
 def _few(names: list[str]) -> str:

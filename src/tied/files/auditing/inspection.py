@@ -55,7 +55,7 @@ class Inspection:
 
     @property
     def weights(self) -> Mapping[str, Stored]:
-        """The tensors that own their memory and are no state of an optimizer."""
+        """The tensors that own their memory and are no state of the training."""
         return weights_of(self.checkpoint, self.storages)
 
 
@@ -111,7 +111,7 @@ def weights_of(checkpoint: Checkpoint, storages: Storages | None) -> Mapping[str
     """Return the tensors among which copies are looked for."""
     if storages is None:
         return checkpoint.tensors
-    left_out = {*storages.shared, *storages.optimizer}
+    left_out = {*storages.shared, *storages.training}
     return {name: stored for name, stored in checkpoint.tensors.items() if name not in left_out}
 
 

@@ -1,16 +1,14 @@
 """The memory of a `.pt`: what shares it, what wastes it, and what is no weight at all.
 
-Owns: the storages, and what an optimizer's state looks like. Must not compare values. Read next: `inspection.py`.
+Owns: the storages. Must not compare values. Read next: `inspection.py`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +16,8 @@ from torch import Tensor
 from tied.algebra import Expression
 from tied.files.auditing.shared_memory import views
 from tied.files.reading.checkpoint import Checkpoint
-from tied.files.reading.pt_file import PickledTensor, tensors_in
+from tied.files.reading.named_tensors import inert_in
+from tied.files.reading.pt_file import PickledTensor
 from tied.memory.overlap import Piece, pieces
 
 
@@ -29,57 +28,36 @@ class Storages:
     Attributes:
         shared: The names that are views of others, each with the expression over the other.
         wasted: The bytes of a storage that no tensor shows, by the first name that lies in it.
-        optimizer: The names of an optimizer's state.
+        training: The names of what belongs to the training: the states of optimizers.
         unseen: The names whose values cannot be compared: sparse, quantized, expanded, without values.
-        others: What the file holds beside tensors, by its path.
+        others: What the file holds beside tensors, by name.
+        inert: The names of objects that were not made, each with its kind.
     """
 
     shared: Mapping[str, Expression]
     wasted: Mapping[str, int]
-    optimizer: frozenset[str]
+    training: frozenset[str]
     unseen: frozenset[str]
-    others: tuple[str, ...]
+    others: Mapping[str, Any]
+    inert: Mapping[str, str]
 
 
 def look_at(checkpoint: Checkpoint) -> Storages:
     """Look at the storages of a checkpoint of which at least one file is a `.pt`."""
     found = {name: stored.value for name, stored in checkpoint.tensors.items() if isinstance(stored, PickledTensor)}
-    roots = [one.loaded for one in checkpoint.files if one.header is None]
-    states = tuple(f"{path}." if path else "" for root in roots for path in _optimizers(root, ""))
-    optimizer = frozenset(name for name in checkpoint.tensors if states and name.startswith(states))
-    seen = {name: tensor for name, tensor in found.items() if name not in optimizer and checkpoint.tensors[name].plain}
+    states = tuple(f"{name}." if name else "" for one in checkpoint.files for name in one.training)
+    training = frozenset(name for name in checkpoint.tensors if name.startswith(states)) if states else frozenset[str]()
+    beside = {name: value for one in checkpoint.files for name, value in one.beside.items()}
+    others = {name: value for name, value in beside.items() if not name.startswith(states)}
+    seen = {name: tensor for name, tensor in found.items() if name not in training and checkpoint.tensors[name].plain}
     return Storages(
         shared=views(seen),
         wasted=dict(_wasted(found)),
-        optimizer=optimizer,
-        unseen=frozenset(name for name, stored in checkpoint.tensors.items() if not stored.plain) - optimizer,
-        others=tuple(key for root in roots for key in _without_tensors(root)),
+        training=training,
+        unseen=frozenset(name for name, stored in checkpoint.tensors.items() if not stored.plain) - training,
+        others=others,
+        inert=dict(inert_in(others)),
     )
-
-
-def _optimizers(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of the states of optimizers: they have the two keys of torch's, or a name that says so."""
-    inside = _inside(value)
-    is_torchs = isinstance(inside.get("state"), dict) and isinstance(inside.get("param_groups"), list)
-    if is_torchs or (inside and _NAMED.fullmatch(path.rpartition(".")[2])):
-        yield path
-        return
-    for key, inner in inside.items():
-        yield from _optimizers(inner, f"{path}.{key}" if path else str(key))
-
-
-_NAMED = re.compile(r"optim(izer)?s?(_states?)?(_dicts?)?", re.IGNORECASE)
-
-
-def _inside(value: Any) -> dict[Any, Any]:
-    if isinstance(value, dict):
-        return cast(dict[Any, Any], value)
-    return dict(enumerate(cast(list[Any], value))) if isinstance(value, list | tuple) else {}
-
-
-def _without_tensors(root: Any) -> list[str]:
-    inside = cast(dict[Any, Any], root) if isinstance(root, dict) else {}
-    return [str(key) for key, value in inside.items() if not any(True for _ in tensors_in(value, Path()))]
 
 
 def _wasted(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:

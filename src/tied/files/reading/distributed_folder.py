@@ -6,16 +6,12 @@ write: that is `tied.distributed`. Read next: `pt_file.py`, for what is in a chu
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -23,14 +19,17 @@ from torch import Tensor
 from tied.errors import TieError, short
 from tied.files.reading.checkpoint import Checkpoint
 from tied.files.reading.dtypes import dtype_name
-from tied.files.reading.pickle_limits import check_pickles
-from tied.files.reading.pt_file import PickledTensor, unpickled
+from tied.files.reading.inert import Inert
+from tied.files.reading.pickle_codes import load
+from tied.files.reading.pickle_machine import Machine
+from tied.files.reading.pt_file import PickledTensor, made, unpickled
+from tied.files.reading.rebuild import are_counts, dtype_of
 from tied.files.reading.refusal import AGAIN, refuse, shown
 from tied.files.reading.regular_file import open_regular
 from tied.files.reading.stored import OneFile, Stored, Words
-from tied.files.reading.zip_archive import allowance
 
 NAME = ".metadata"
+METADATA = "torch.distributed.checkpoint.metadata.Metadata"
 MOST_BYTES = 1 << 28
 
 
@@ -76,9 +75,9 @@ class ChunkedTensor(Stored):
         path = self.file / place.file
         with open_regular(path) as stream:
             stream.seek(place.begin)
-            content = io.BytesIO(stream.read(place.length))
-        found = unpickled(content, path)
-        if not isinstance(found, Tensor) or (found.dtype, tuple(found.shape)) != (self.kind, place.sizes):
+            content = bytearray(stream.read(place.length))
+        found = made(unpickled(content, path), path)
+        if found is None or (found.dtype, tuple(found.shape)) != (self.kind, place.sizes):
             _broken(path, f"at byte {place.begin} something else than {self.dtype} {place.sizes}")
         return found
 
@@ -95,9 +94,10 @@ def open_distributed(folder: Path) -> Checkpoint:
         FileError: It is broken, or its pickle names what no checkpoint needs.
         OSError: It cannot be opened.
     """
-    found = _metadata(folder)
+    stored = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+    found = _metadata(folder, sum(stored.values()))
     try:
-        tensors = dict(_tensors(found, folder))
+        tensors = dict(_tensors(found, folder, stored))
         tree = _tree(found["planner_data"] if isinstance(found.get("planner_data"), Mapping) else {})
     except TieError:
         raise
@@ -110,78 +110,38 @@ def open_distributed(folder: Path) -> Checkpoint:
 # -- what the pickle says ---------------------------------------------------------------------------
 
 
-class _Record:
-    """In the place of every object: what was to be known of it."""
-
-    state: Any = MappingProxyType[str, Any]({})
-
-    def __init__(self, *parts: Any) -> None:
-        self.parts = parts
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-_KNOWN = re.compile(
-    r"torch\.distributed\.checkpoint\.metadata\.\w+"
-    r"|torch\.distributed\.checkpoint\.filesystem\._StorageInfo"
-    r"|torch\.serialization\._get_layout"
-    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
-)
-
-
-class _Reader(pickle.Unpickler):
-    """A reader that makes tuples, dicts and records, and nothing else."""
-
-    path: Path
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        known = {("torch", "Size"): tuple, ("collections", "OrderedDict"): OrderedDict}.get((module, name))
-        if known or _KNOWN.fullmatch(f"{module}.{name}"):
-            return known or _Record
-        found, expected = shown(f"{module}.{name}"), "what torch.distributed.checkpoint writes"
-        refuse(
-            self.path, "It wants to run code, and was not read.", found=found, expected=expected, fix="do not use it"
-        )
-
-
-def _metadata(folder: Path) -> dict[str, Any]:
+def _metadata(folder: Path, size: int) -> dict[str, Any]:
     path = folder / NAME
     with open_regular(path) as stream:
         raw = stream.read(MOST_BYTES + 1)
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.suffix == ".distcp")
-    check_pickles(raw, path, times=allowance(size))
-    reader = _Reader(io.BytesIO(raw))
-    reader.path = path
-    try:
-        return dict(reader.load().state)
-    except TieError:
-        raise
-    except Exception as error:  # whatever a broken pickle makes Python say
-        _broken(path, f"something else: {short(ascii(str(error)))}")
+    found = load(Machine(raw, path, size=size))
+    if not isinstance(found, Inert) or found.name != METADATA or not isinstance(found.state, dict):
+        _broken(path, shown(found.kind if isinstance(found, Inert) else type(found).__name__))
+    return cast(dict[str, Any], found.state)
 
 
-def _tensors(found: Mapping[str, Any], folder: Path) -> Any:
+def _tensors(found: Mapping[str, Any], folder: Path, stored: Mapping[str, int]) -> Any:
     """Yield the tensors by name."""
     places: dict[tuple[str, tuple[int, ...]], Any] = {}
     for index, info in found["storage_data"].items():
         if index.state.get("offset") is not None:
             places[index.state["fqn"], tuple(index.state["offset"])] = info.state
     for name, entry in found["state_dict_metadata"].items():
-        if "chunks" not in entry.state:  # no tensor
+        if "chunks" not in (entry.state or ()):  # no tensor
             continue
-        dtype, shape = entry.state["properties"].state[0], tuple(entry.state["size"])
-        chunks = [_place(places, name, chunk.state, folder) for chunk in entry.state["chunks"]]
+        dtype, shape = dtype_of(entry.state["properties"].state[0], folder / NAME), tuple(entry.state["size"])
+        chunks = [_place(places, name, chunk.state, folder, stored) for chunk in entry.state["chunks"]]
         nbytes = math.prod(shape) * dtype.itemsize
-        if any(type(size) is not int or size < 0 for size in shape) or nbytes > sum(one.length for one in chunks):
+        most = min(sum(one.length for one in chunks), sum(stored.values()))
+        if any(type(size) is not int or size < 0 for size in shape) or nbytes > most:
             _broken(folder / NAME, f"{shown(name)} of shape {short(str(shape))}, more than what is stored of it")
         known = dtype_name(dtype) or str(dtype).removeprefix("torch.")
         yield name, ChunkedTensor(folder, known, shape, nbytes, True, dtype, tuple(chunks))
 
 
-def _place(places: Mapping[Any, Any], name: str, chunk: Mapping[str, Any], folder: Path) -> Place:
+def _place(
+    places: Mapping[Any, Any], name: str, chunk: Mapping[str, Any], folder: Path, stored: Mapping[str, int]
+) -> Place:
     offsets, sizes = tuple(chunk["offsets"]), tuple(chunk["sizes"])
     info = places[name, offsets]
     file = info["relative_path"]
@@ -192,7 +152,10 @@ def _place(places: Mapping[Any, Any], name: str, chunk: Mapping[str, Any], folde
     if not re.fullmatch(r"[^/\\\0:]+", file) or file in (".", "..") or (folder / file).is_symlink():
         expected = "files of the same folder"
         refuse(folder, "It leads out of its folder.", found=shown(file), expected=expected, fix="do not use it")
-    return Place(file, int(info["offset"]), int(info["length"]), offsets, sizes)
+    begin, length = info["offset"], info["length"]
+    if not are_counts((begin, length)) or begin + length > stored.get(file, begin + length):
+        _broken(folder / NAME, f"{short(str(length))} bytes at {short(str(begin))} of {shown(file)}")
+    return Place(file, begin, length, offsets, sizes)
 
 
 def _tree(paths: Mapping[str, Any]) -> dict[Any, Any]:

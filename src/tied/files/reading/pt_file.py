@@ -1,41 +1,35 @@
-"""Files that `torch.save` wrote, read with `weights_only=True` and nothing else.
+"""Files that `torch.save` wrote, read without running, importing or making anything that they name.
 
-Owns: what may be unpickled, and finding the tensors in what comes out. Must not know what they are for: that
-is `files/auditing/pt_storages.py`.
-
-torch's reader is asked only after the archive (`zip_archive.py`) and the instructions in it (`pickle_limits.py`)
-were looked at, so that nothing unfolds to more than it is.
+Owns: opening them, in the form of a zip archive and in the older one, and what each of their tensors is. Must not
+know what tensors are for: that is `files/auditing/pt_storages.py`.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
-import re
-import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tied.errors import short
 from tied.files.reading.dtypes import dtype_name
-from tied.files.reading.pickle_limits import check_pickles
+from tied.files.reading.inert import Rebuilt
+from tied.files.reading.named_tensors import contents
+from tied.files.reading.pickle_codes import load
+from tied.files.reading.pickle_machine import Machine
+from tied.files.reading.rebuild import Storages, said_of, tensor_of, unwrapped
 from tied.files.reading.refusal import AGAIN, RESAVE, refuse, shown
 from tied.files.reading.regular_file import open_regular
 from tied.files.reading.stored import OneFile, Stored, Words
-from tied.files.reading.zip_archive import allowance, pickle_in
+from tied.files.reading.zip_archive import Places, checkpoints_in, pickle_in
 
-OLD_PICKLES = 5  # as torch.save wrote before 1.6: a magic number, a version, the system, the content, the storages
-MOST_NODES = 200_000
-MOST_LEAVES = 2_000_000
-MOST_LETTERS = 1 << 25
-MOST_DEPTH = 32
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # with which files begin that torch.save wrote before 1.6
+MOST_EXPANDED = 1 << 26  # bytes, in a file that is smaller
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Content = bytearray | mmap.mmap
 
 
 @dataclass(frozen=True)
@@ -69,35 +63,115 @@ class PickledTensor(Stored):
         return self.value
 
 
+@dataclass(frozen=True)
+class OtherTensor(Stored):
+    """A tensor that has no elements of its own, one after another: sparse, quantized, without values."""
+
+    name: str
+
+    def words(self) -> Words:
+        """Refuse: there are none."""
+        return self.tensor().numpy()
+
+    def tensor(self) -> Tensor:
+        """Refuse it by what it is.
+
+        Raises:
+            FileError: Always.
+        """
+        fix = "load it where you trust it, make this tensor plain, and torch.save the state dict"
+        expected = "elements that lie one after another"
+        refuse(self.file, f"{shown(self.name)} has no plain elements.", f"a tensor that is {self.dtype}", expected, fix)
+
+
 def open_pickled(path: Path) -> OneFile:
-    """Read a file that `torch.save` wrote.
+    """Read a file that `torch.save` wrote; of other objects in it nothing is made.
 
     Raises:
-        FileError: It holds more than tensors and plain values, or is broken, or built to fill the memory.
+        FileError: It is broken, or no file of torch, or built to fill the memory.
         OSError: It cannot be opened.
     """
     with open_regular(path) as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04"
-        size = stream.seek(0, os.SEEK_END)
-        if is_zip:
-            check_pickles(pickle_in(stream, path), path, times=allowance(size))
-        elif size:
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                check_pickles(content, path, pickles=OLD_PICKLES, times=allowance(size))
-    return described(_load(path, path, mapped=is_zip), path)
+        start = stream.read(512)
+        if not start:
+            refuse(path, "It is empty.", found="0 bytes", expected="a file of torch.save", fix=AGAIN)
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    if start[257:262] == b"ustar":
+        refuse(path, "It is a tar archive.", found="tar", expected="a file of torch.save", fix=RESAVE)
+    inside = checkpoints_in(content, path) if start.startswith(b"PK\x03\x04") else {}
+    if not inside:
+        return described(unpickled(content, path), path)
+    view = memoryview(content)
+    parts = {name: bytearray(view[begin : begin + length]) for name, (begin, length) in inside.items()}
+    return described({name.removesuffix(".pth"): unpickled(part, path) for name, part in parts.items()}, path)
 
 
-def unpickled(content: BytesIO, path: Path) -> Any:
-    """Read what `torch.save` wrote to a part of a file; the same is refused."""
-    check_pickles(pickle_in(content, path), path)
-    content.seek(0)
-    return _load(content, path)
+def unpickled(content: Content, path: Path) -> Any:
+    """Return what `torch.save` wrote: plain containers, tensors that are still to be made, and what stays inert."""
+    if content[:4] == b"PK\x03\x04":
+        pickled, places = pickle_in(content, path)
+        machine = Machine(pickled, path, size=len(content))
+        loaded = load(machine)
+    else:
+        machine = Machine(content, path, size=len(content))
+        loaded, places = _old(machine, content)
+    storages = Storages(content, places, path)
+    for external in machine.externals:
+        external.source = storages
+    return loaded
+
+
+def _old(machine: Machine, content: Content) -> tuple[Any, Places]:
+    """Read a file from before torch 1.6: five pickles, and after them the storages in the order of the fifth."""
+    path = machine.path
+    first = load(machine)
+    if first != MAGIC or load(machine) != VERSION:
+        found = type(first).__name__
+        refuse(path, "It is a pickle, but none of torch.save.", found, "a file of torch.save", RESAVE)
+    load(machine)  # of the system
+    loaded, keys = load(machine), load(machine)
+    said = (said_of(one, path) for one in machine.externals)
+    widths = {key: (dtype.itemsize, count) for dtype, key, count, _ in said}
+    places: Places = {}
+    at = machine.at
+    for key in keys if isinstance(keys, list) else ():
+        width, count = widths.get(key, (0, 0)) if isinstance(key, str) else (0, 0)
+        stored = int.from_bytes(content[at : at + 8], "little")
+        if not width or stored != count or at + 8 + stored * width > len(content):
+            found, expected = f"{stored} elements of storage {shown(str(key))}", f"{count}, inside the file"
+            refuse(path, "A storage is not whole.", found=found, expected=expected, fix=AGAIN)
+        places[key] = (at + 8, count * width)
+        at += 8 + count * width
+    return loaded, places
 
 
 def described(loaded: Any, path: Path) -> OneFile:
     """Return what was loaded as the content of a file."""
-    tensors = {name: PickledTensor.of(value, path) for name, value in tensors_in(loaded, path)}
-    return OneFile(path, tensors, loaded=loaded)
+    found = contents(loaded, path)
+    made: dict[int, Stored] = {}
+    for name, value in found.tensors.items():
+        if id(value) not in made:
+            made[id(value)] = _stored(name, value, path)
+    tensors = {name: made[id(value)] for name, value in found.tensors.items()}
+    return OneFile(path, tensors, loaded=loaded, beside=found.beside, training=tuple(found.training))
+
+
+def _stored(name: str, value: Tensor | Rebuilt, path: Path) -> Stored:
+    plain = unwrapped(value) if isinstance(value, Rebuilt) else value
+    if isinstance(plain, str):
+        return OtherTensor(path, plain, (), 0, False, name)
+    if isinstance(plain, Tensor):
+        return PickledTensor.of(plain, path)
+    found = PickledTensor.of(tensor_of(plain, path), path)
+    if found.nbytes > max(MOST_EXPANDED, len(plain.args[0].source.content)):
+        return OtherTensor(path, "expanded", found.shape, found.nbytes, False, name)
+    return found
+
+
+def made(loaded: Any, path: Path) -> Tensor | None:
+    """Return the tensor that a pickle holds and nothing else; None where it is no plain one."""
+    plain = unwrapped(loaded) if isinstance(loaded, Rebuilt) else None
+    return tensor_of(plain, path) if isinstance(plain, Rebuilt) else None
 
 
 def _is_plain(value: Tensor, nbytes: int) -> bool:
@@ -105,60 +179,3 @@ def _is_plain(value: Tensor, nbytes: int) -> bool:
     if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
         return False
     return nbytes <= value.untyped_storage().nbytes()
-
-
-def _load(content: Path | BytesIO, path: Path, *, mapped: bool = False) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(content, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a broken pickle makes torch say
-        text = str(error)
-        code = re.search(r"unsupported (?:global|operand|class).*?(\w+(?:\.\w+)+)", text, re.IGNORECASE)
-        if code:
-            found = shown(code[1])
-            refuse(path, "It wants to run code, and was not read.", found, "tensors and plain values", RESAVE)
-        refuse(path, "torch cannot read it.", short(ascii(text.split("\n")[0])), "a file of torch.save", AGAIN)
-
-
-def tensors_in(loaded: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of nested dicts, lists and tuples, named by its keys and positions joined with dots.
-
-    Raises:
-        FileError: There is no end to it, or two tensors have one name.
-    """
-    seen: set[str] = set()
-    nodes, leaves, letters = MOST_NODES, MOST_LEAVES, MOST_LETTERS
-    stack: list[tuple[str, Any, int]] = [("", loaded, 0)]
-    while stack:
-        name, value, depth = stack.pop()
-        inner = _inner(value)
-        nodes, leaves, letters = nodes - 1, leaves - len(inner), letters - len(name)
-        if depth > MOST_DEPTH or min(nodes, leaves, letters) < 0:
-            found, expected = f"{shown(name)}, {depth} levels deep", f"{MOST_DEPTH} levels, {MOST_NODES} names"
-            refuse(path, "It is nested without end.", found, expected, RESAVE)
-        if isinstance(value, Tensor):
-            if name in seen:
-                refuse(path, "Two tensors have one name.", shown(name), "a name for each", RESAVE)
-            seen.add(name)
-            yield name, value
-        stack += [
-            (f"{name}.{key}" if name else str(key), one, depth + 1)
-            for key, one in reversed(inner)
-            if isinstance(one, _NODES)
-        ]
-
-
-_NODES = (Tensor, Mapping, list, tuple)
-
-
-def _inner(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, Tensor):
-        return []
-    if isinstance(value, Mapping):
-        return list(cast(Mapping[Any, Any], value).items())
-    if isinstance(value, list | tuple):
-        return list(enumerate(cast(list[Any], value)))
-    return []

@@ -100,10 +100,14 @@ class OneFile:
         path: Where it lies.
         tensors: What it stores, by name, in its order.
         header: Where it is a safetensors file.
-        loaded: What `torch.load` gave, where it is not.
+        loaded: What its pickle holds, where it is not; objects are inert, and tensors not made.
+        beside: What of that holds no tensor, by name.
+        training: The names below which lies state of the training.
     """
 
     path: Path
     tensors: Mapping[str, Stored]
     header: Header | None = None
     loaded: Any = None
+    beside: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    training: tuple[str, ...] = ()

@@ -1,23 +1,27 @@
-"""The zip archive that `torch.save` writes, looked at from outside before torch opens it.
+"""The zip archive that `torch.save` writes, looked at from outside before it is read.
 
-Owns: that nothing in an archive unfolds, overlaps or hides. Must not unpickle. Read next: `pickle_limits.py`.
+Owns: that nothing in an archive unfolds, overlaps or hides. Must not unpickle. Read next: `pickle_machine.py`.
 
-torch and `zipfile` have readers of their own. Both take the directory for what it is only where it lies
-at the end of the file, without a gap; so nothing else is accepted.
+Readers of archives differ. All take the directory for what it is only where it lies at the end of the file, without
+a gap; so nothing else is accepted.
 """
 
 from __future__ import annotations
 
 import struct
 import zipfile
+from io import BytesIO
+from mmap import mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn, cast
+from zlib import crc32
 
 from tied.errors import FileError, short
 from tied.files.reading.refusal import AGAIN, RESAVE, SPLIT, refuse, shown
 
 MOST_DIRECTORY = 1 << 22  # bytes: some 40,000 parts
 MOST_PICKLE = 1 << 26
+_LOCAL = struct.Struct("<4s22x2H")
 _END, _END_64, _LOCATOR_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 
 
@@ -29,27 +33,82 @@ def allowance(size: int) -> int:
     return 1 + (size >> 30)
 
 
-def pickle_in(stream: BinaryIO, path: Path) -> bytes:
-    """Check an archive, and return the part of it that torch unpickles.
+Places = dict[str, tuple[int, int]]
+"""The parts of an archive: where each begins in the file, and how long it is."""
+
+
+def pickle_in(content: bytes | bytearray | mmap, path: Path) -> tuple[bytes, Places]:
+    """Check an archive of `torch.save`; return its pickle, and where its storages lie by their keys.
 
     Raises:
         FileError: It is none of `torch.save`, or built to fill the memory, or to be read in two ways.
     """
-    size = stream.seek(0, 2)
-    _check_directory(stream, size, path)
+    archive, parts = _opened(content, path)
+    found = [name for name in parts if name.lower().endswith("data.pkl")]
+    if len(found) != 1:
+        refuse(path, "It is no checkpoint.", found=f"{len(found)} parts called data.pkl", expected="one", fix=AGAIN)
+    folder = found[0][: -len("data.pkl")]
+    order = content[slice(*_span(parts, f"{folder}byteorder"))] or b"little"
+    if order != b"little":
+        expected = "the smallest byte first"
+        refuse(path, "Its bytes lie in another order.", found=shown(str(order)), expected=expected, fix=RESAVE)
+    start = f"{folder}data/"
+    pickled = _read(archive, found[0], content[slice(*_span(parts, found[0]))], path)
+    return pickled, {n.removeprefix(start): at for n, at in parts.items() if n.startswith(start)}
+
+
+def checkpoints_in(content: bytes | bytearray | mmap, path: Path) -> Places:
+    """Return the checkpoints that lie whole in an archive, as stable-baselines3 writes them; none where it is one."""
+    _, parts = _opened(content, path)
+    inside = {name: place for name, place in parts.items() if name.endswith(".pth")}
+    return {} if any(name.lower().endswith("data.pkl") for name in parts) else inside
+
+
+def _span(parts: Places, name: str) -> tuple[int, int]:
+    begin, length = parts.get(name, (0, 0))
+    return begin, begin + length
+
+
+def _opened(content: bytes | bytearray | mmap, path: Path) -> tuple[zipfile.ZipFile, Places]:
+    stream = content if isinstance(content, mmap) else BytesIO(content)
+    size = len(content)
+    _check_directory(cast(BinaryIO, stream), size, path)
     try:
-        archive = zipfile.ZipFile(stream)
+        archive = zipfile.ZipFile(cast(BinaryIO, stream))
         parts = archive.infolist()
         _check_parts(parts, size, path)
-        found = [part for part in parts if part.filename.lower().endswith("data.pkl")]
-        if len(found) == 1:
-            return archive.read(found[0])
-    except FileError:
-        raise
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
-        said = short(ascii(str(error) or type(error).__name__))
+        return archive, {part.filename: _place(content, part, path) for part in parts}
+    except _BROKEN as error:
+        _refuse_broken(error, path)
+
+
+def _read(archive: zipfile.ZipFile, name: str, raw: bytes | bytearray, path: Path) -> bytes:
+    if crc32(raw) != archive.getinfo(name).CRC:
+        said = f"other bytes of {shown(name)} than were written"
         refuse(path, "Its archive is broken.", found=said, expected="a whole zip archive", fix=AGAIN)
-    refuse(path, "It is no checkpoint.", found=f"{len(found)} parts called data.pkl", expected="one", fix=AGAIN)
+    return bytes(raw)
+
+
+_BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, RuntimeError)
+
+
+def _refuse_broken(error: Exception, path: Path) -> NoReturn:
+    if isinstance(error, FileError):
+        raise error
+    said = short(ascii(str(error) or type(error).__name__))
+    refuse(path, "Its archive is broken.", found=said, expected="a whole zip archive", fix=AGAIN)
+
+
+def _place(content: bytes | bytearray | mmap, part: zipfile.ZipInfo, path: Path) -> tuple[int, int]:
+    """Return where a part begins, and its length."""
+    head = content[part.header_offset : part.header_offset + _LOCAL.size]
+    begin = part.header_offset + _LOCAL.size
+    if len(head) == _LOCAL.size and head[:4] == b"PK\3\4":
+        begin += sum(_LOCAL.unpack(head)[-2:])
+        if begin + part.file_size <= len(content):
+            return begin, part.file_size
+    found = f"{part.file_size} bytes at {part.header_offset} of {shown(part.filename)}"
+    refuse(path, "Its archive is broken.", found=found, expected="a part inside the file", fix=AGAIN)
 
 
 def _check_directory(stream: BinaryIO, size: int, path: Path) -> None:
@@ -90,6 +149,11 @@ def _check_parts(parts: list[zipfile.ZipInfo], size: int, path: Path) -> None:
     if any(part.filename.endswith("/constants.pkl") for part in parts):
         problem, expected = "It is a program, not a checkpoint.", "tensors by name"
         refuse(path, problem, found="TorchScript", expected=expected, fix=RESAVE)
+    locked = [part.filename for part in parts if part.flag_bits & 1]
+    if locked:
+        refuse(
+            path, "A part of it is encrypted.", found=shown(locked[0]), expected="parts stored as they are", fix=RESAVE
+        )
     packed = [part.filename for part in parts if part.compress_type or part.file_size != part.compress_size]
     if packed:
         problem, expected = "A part of it is compressed.", "parts stored as they are"

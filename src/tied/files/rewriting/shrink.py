@@ -88,7 +88,7 @@ class _Plan:
         self.seen, self.checkpoint = seen, seen.checkpoint
         self.old = self.checkpoint.tensors
         _refuse_unclear(seen)
-        self.left_out = seen.storages.optimizer if seen.storages else frozenset[str]()
+        self.left_out = seen.storages.training if seen.storages else frozenset[str]()
         self.places = {name: file for name, file in in_data_order(self.checkpoint).items() if name not in self.left_out}
         self.prefix = _usual_key(self.places, self.checkpoint.files)
         self.new = {self.named(name): name for name in self.places}  # each with the old name
@@ -228,9 +228,9 @@ class _Plan:
 def left_out(seen: Inspection) -> Iterator[str]:
     """Say what of a `.pt` no safetensors file holds."""
     storages = seen.storages
-    if storages and storages.optimizer:
-        count = len(storages.optimizer)
-        yield f"left out {count} tensor{'s' if count > 1 else ''} of an optimizer's state"
+    if storages and storages.training:
+        count = len(storages.training)
+        yield f"left out {count} tensor{'s' if count > 1 else ''} of the training's state"
     if storages and storages.others:
         yield f"left out what is no tensor: {', '.join(map(shown, storages.others))}"
 
@@ -246,7 +246,7 @@ def _refuse_unclear(seen: Inspection) -> None:
     for name, stored in seen.checkpoint.tensors.items():
         unseen = seen.storages is not None and name in seen.storages.unseen
         if stored.dtype not in BITS or unseen:
-            if seen.storages and name in seen.storages.optimizer:
+            if seen.storages and name in seen.storages.training:
                 continue
             fix = "load it, make its tensors plain, and save it again"
             raise unsafe(path, f"Safetensors cannot hold {shown(name)}.", found=stored.dtype, fix=fix)
