@@ -139,6 +139,7 @@ class Facts:
         bytes_saved: What the same tensors would take more if nothing were shared.
         notes: What could not be looked at, and why.
         files: How many source files were looked at.
+        optimizer_bytes: Of an optimizer's state that lies in the file too, and is in no other figure.
     """
 
     subject: str
@@ -149,6 +150,7 @@ class Facts:
     bytes_saved: int = 0
     notes: tuple[str, ...] = ()
     files: int = 0
+    optimizer_bytes: int = 0
 
     __module__ = "tied"
 
@@ -170,4 +172,5 @@ class Facts:
             "findings": [finding.to_json() for finding in self.findings],
             "notes": list(self.notes),
         }
+        data |= {"optimizer_bytes": self.optimizer_bytes} if self.optimizer_bytes else {}
         return data | ({"files": self.files} if self.files else {})

@@ -48,6 +48,8 @@ def summary(report: Facts) -> str:
     Example:
         >>> summary(Facts("Model", parameters=1_000_000, bytes=4_000_000, bytes_saved=1_000_000))
         '1,000,000 parameters, 3.8 MiB; sharing saves 976.6 KiB'
+        >>> summary(Facts("model.ckpt", parameters=2_482, bytes=9_928, optimizer_bytes=19_884))
+        "2,482 parameters, 9.7 KiB, and 19.4 KiB of an optimizer's state; nothing is saved by sharing"
         >>> summary(Facts("src", files=12))
         '12 source files'
     """
@@ -56,7 +58,8 @@ def summary(report: Facts) -> str:
         return files
     numbers = f"{report.parameters:,} parameter{'' if report.parameters == 1 else 's'}"
     saved = f"sharing saves {size_text(report.bytes_saved)}" if report.bytes_saved else "nothing is saved by sharing"
-    return f"{numbers}, {size_text(report.bytes)}; {saved}" + (f"; {files}" if report.files else "")
+    state = f", and {size_text(report.optimizer_bytes)} of an optimizer's state" if report.optimizer_bytes else ""
+    return f"{numbers}, {size_text(report.bytes)}{state}; {saved}" + (f"; {files}" if report.files else "")
 
 
 def is_of_source(report: Facts) -> bool:

@@ -84,10 +84,10 @@ class _Auditor:
 
     def report(self) -> Report:
         """Return the report."""
-        restored = self.restored()
+        restored, storages = self.restored(), self.seen.storages
         saved = sum(_bytes_of(tie) for tie in restored)
-        if self.seen.storages:
-            saved += sum(self.stored[name].nbytes for name in self.seen.storages.shared)
+        if storages:
+            saved += sum(self.stored[name].nbytes for name in storages.shared)
         return Report(
             subject=str(self.seen.checkpoint.path),
             groups=tuple(self.groups()),
@@ -96,6 +96,7 @@ class _Auditor:
             bytes=self.total,
             bytes_saved=saved,
             notes=tuple(self.notes()),
+            optimizer_bytes=sum(self.stored[name].nbytes for name in storages.optimizer) if storages else 0,
         )
 
     def restored(self) -> list[Equation]:
@@ -228,12 +229,7 @@ class _Auditor:
 
     def notes(self) -> Iterator[str]:
         storages = self.seen.storages
-        if not storages:
-            return
-        if storages.optimizer:
-            nbytes = sum(self.stored[name].nbytes for name in storages.optimizer)
-            yield f"Not compared: {len(storages.optimizer)} tensors of an optimizer's state, {size_text(nbytes)}."
-        if storages.unseen:
+        if storages and storages.unseen:
             yield f"Not compared, as they have no plain elements: {_few(sorted(storages.unseen))}."
 
     def fix(self, command: str, more: str = "") -> str:

@@ -6,6 +6,7 @@ Owns: the storages, and what an optimizer's state looks like. Must not compare v
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def look_at(checkpoint: Checkpoint) -> Storages:
     found = {name: stored.value for name, stored in checkpoint.tensors.items() if isinstance(stored, PickledTensor)}
     roots = [one.loaded for one in checkpoint.files if one.header is None]
     states = tuple(f"{path}." if path else "" for root in roots for path in _optimizers(root, ""))
-    optimizer = frozenset(name for name in found if name.startswith(states)) if states else frozenset[str]()
+    optimizer = frozenset(name for name in checkpoint.tensors if states and name.startswith(states))
     seen = {name: tensor for name, tensor in found.items() if name not in optimizer and checkpoint.tensors[name].plain}
     return Storages(
         shared=views(seen),
@@ -57,15 +58,23 @@ def look_at(checkpoint: Checkpoint) -> Storages:
 
 
 def _optimizers(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of the states of optimizers, which have the two keys of torch's."""
-    if not isinstance(value, dict):
-        return
-    inside = cast(dict[Any, Any], value)
-    if isinstance(inside.get("state"), dict) and isinstance(inside.get("param_groups"), list):
+    """Yield the paths of the states of optimizers: they have the two keys of torch's, or a name that says so."""
+    inside = _inside(value)
+    is_torchs = isinstance(inside.get("state"), dict) and isinstance(inside.get("param_groups"), list)
+    if is_torchs or (inside and _NAMED.fullmatch(path.rpartition(".")[2])):
         yield path
         return
     for key, inner in inside.items():
         yield from _optimizers(inner, f"{path}.{key}" if path else str(key))
+
+
+_NAMED = re.compile(r"optim(izer)?s?(_states?)?(_dicts?)?", re.IGNORECASE)
+
+
+def _inside(value: Any) -> dict[Any, Any]:
+    if isinstance(value, dict):
+        return cast(dict[Any, Any], value)
+    return dict(enumerate(cast(list[Any], value))) if isinstance(value, list | tuple) else {}
 
 
 def _without_tensors(root: Any) -> list[str]:
