@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tied.cli.terminal import say, show_table, watching
-from tied.study.train.errors import DataError, DivergedError, FolderError, MissingPackageError, PlanError
+from tied.cli.wording import said
+from tied.errors import TieError
+from tied.study.train.errors import DivergedError, MissingPackageError, PlanError
 from tied.study.train.plan import AutoencoderPlan, LanguagePlan, Plan
 
 if TYPE_CHECKING:
@@ -125,10 +127,11 @@ def _train(plan: type[Plan], values: dict[str, Any]) -> None:
             made = _plan(plan, values)
             say("Loading torch ...")
             _report(_job(made, values), as_json=as_json)
-    except (PlanError, MissingPackageError, DataError, FolderError) as error:
+    except (PlanError, MissingPackageError) as error:
         raise _ended(f"tied train {plan.kind}: {error}", WRONG_USE) from None
-    except DivergedError as error:
-        raise _ended(f"tied train {plan.kind}: {error}", FAILED) from None
+    except TieError as error:
+        status = FAILED if isinstance(error, DivergedError) else WRONG_USE
+        raise _ended(f"tied train {plan.kind}: {said(error)}", status) from None
     except OSError as error:
         raise _ended(f"tied train {plan.kind}: {values['out']}: {error.strerror or error}", WRONG_USE) from None
     except KeyboardInterrupt as stop:
