@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from tied.cli import app
 from tied.cli.check import _arguments
+from tied.reporting.rules import RULES
 
 MODELS = """
 import sys
@@ -197,9 +199,58 @@ def test_rules(run):
     assert (result.exit_code, result.stderr) == (2, "tied rules: there is no TIE000; `tied rules` lists all\n")
 
 
-@pytest.mark.parametrize("command", [["--help"], ["check", "--help"], ["rules"]])
+TIE101 = """\
+TIE101 half-tied (error)
+
+Two Parameters lie over one memory. Values stay equal, so no test of equality sees it; Adam steps
+the memory twice, weight decay counts twice, and the next cast or copy parts the two.
+
+Example:
+    model = Autoencoder()
+    model.decoder.weight = nn.Parameter(model.encoder.weight.t())
+    tied.check(model)  # TIE101
+
+    tied.adopt(model, half_tied=True)
+    tied.check(model)  # no finding
+
+Fix: Declare the tie: `tied.adopt(model, half_tied=True)` keeps one Parameter for each memory. Then
+build the optimizer anew, and in the source write the tie in place of the second Parameter.
+
+Read on: docs/rules.md#tie101-half-tied
+"""
+
+
+@pytest.mark.parametrize("code", ["TIE101", "tie101", "101"])
+def test_one_rule_is_explained(run, code):
+    assert run("rules", code).stdout == TIE101
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.code)
+def test_every_rule_says_why_and_has_an_example_and_a_fix(run, rule):
+    (said,) = json.loads(run("rules", rule.code, "--json").stdout)
+    assert {name: said[name] for name in ("code", "title", "severity", "sentence")} == vars(rule)
+    assert len(said["why"].split()) > 5
+    assert rule.code in said["example"].replace("finding.code", "")
+    assert "codes(" not in said["example"]
+    assert len(said["fix"].split()) > 2
+    for part in (said["why"], said["fix"]):
+        assert part.endswith((".", "`"))
+        assert not re.search(r"\]\(|\*\w[^`]*\w\*|```|\n", part)
+    lines = run("rules", rule.code).stdout.splitlines()
+    assert max(map(len, (line for line in lines if not line.startswith("    ")))) <= 100
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["check", "--help"], ["rules"], ["rules", "TIE101"], ["rules", "--json"]]
+)
 def test_torch_is_not_loaded_for_it(command):
-    lines = ["import sys", f"sys.argv = ['tied', *{command!r}]", "from tied.cli import main", "try:", "    main()"]
+    lines = [
+        "import sys",
+        f"sys.argv = ['tied', *{command!r}]",
+        "from tied.cli import main",
+        "try:",
+        "    main()",
+    ]
     code = "\n".join([*lines, "except SystemExit:", "    assert 'torch' not in sys.modules"])
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)

@@ -11,17 +11,19 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tied.cli.terminal import say
+from tied.cli.terminal import Line, say, show_lines, show_reports
 from tied.cli.wording import said
 
 if TYPE_CHECKING:
     from tied.cli.subject import Factory
     from tied.reporting.report import Report
+    from tied.reporting.rules import Rule
 
 FINDINGS, COULD_NOT_LOOK, INTERRUPTED = 1, 2, 130
 FORMATS = ("text", "json", "sarif", "github", "html")
@@ -223,9 +225,11 @@ def _print(reports: list[tuple[Report, str]], form: str) -> None:
         logs = [show.to_sarif(report, uri) for report, uri in reports]
         runs = [run for log in logs for run in log["runs"]]
         print(json.dumps(logs[0] | {"runs": runs}, indent=2))
+    elif form == "text":
+        show_reports(report for report, _ in reports)
     else:
-        to = {"text": show.to_text, "github": show.to_github, "html": show.to_html}[form]
-        text = ("\n\n" if form == "text" else "\n").join(filter(None, (to(report) for report, _ in reports)))
+        to = {"github": show.to_github, "html": show.to_html}[form]
+        text = "\n".join(filter(None, (to(report) for report, _ in reports)))
         print(text, end="" if text.endswith("\n") or not text else "\n")
 
 
@@ -234,17 +238,41 @@ def _print(reports: list[tuple[Report, str]], form: str) -> None:
 
 def rules(
     code: Annotated[str, typer.Argument(metavar="CODE", help="A rule, such as TIE101, or a beginning: TIE1.")] = "",
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rules as JSON only.")] = False,
 ) -> None:
-    """List the rules of `tied check`, or explain one."""
-    from tied.reporting.rules import PAGE, RULES
+    """List the rules of `tied check`; of one say why it matters, with an example and the fix."""
+    from tied.reporting.rules import RULES
 
-    rule, some = RULES.get(code.upper()), [r for r in RULES.values() if r.code.startswith(code.upper())]
+    wanted = code.upper() if not code.isdigit() else f"TIE{code}"
+    some = [rule for rule in RULES.values() if rule.code.startswith(wanted)]
     if not some:
         say(f"tied rules: there is no {code}; `tied rules` lists all")
         raise typer.Exit(COULD_NOT_LOOK)
-    if rule is None:
+    if as_json:
+        print(json.dumps([_rule_as_json(rule) for rule in some], indent=2))
+    elif wanted in RULES:
+        show_lines(_explained(some[0]), wrapped=True)
+    else:
         width = max(len(one.title) for one in some)
-        for one in some:
-            print(f"{one.code}  {one.severity:7}  {one.title:{width}}  {one.sentence}")
-        return
-    print(f"{rule.code} {rule.title} ({rule.severity})\n\n{rule.sentence}\n\n{PAGE}#{rule.section}")
+        begins = [f"{one.code}  {one.severity:7}  {one.title:{width}}  " for one in some]
+        show_lines(Line(b + one.sentence, one.severity, len(b)) for b, one in zip(begins, some, strict=True))
+
+
+def _rule_as_json(rule: Rule) -> dict[str, str]:
+    from tied.reporting.explanations import Explanation
+
+    return vars(rule) | vars(Explanation.of(rule))
+
+
+def _explained(rule: Rule) -> Iterator[Line]:
+    """Yield the section of a rule: code as it stands, sentences to be wrapped."""
+    from tied.reporting.explanations import Explanation
+
+    explained = Explanation.of(rule)
+    yield Line(f"{rule.code} {rule.title} ({rule.severity})", rule.severity)
+    for text in ("", explained.why, "", "Example:"):
+        yield Line(text, indent=0)
+    yield from (Line(f"    {line}".rstrip()) for line in explained.example.splitlines())
+    for text in ("", f"Fix: {explained.fix}", "", f"Read on: {explained.page}"):
+        yield Line(text, indent=0)

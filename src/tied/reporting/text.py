@@ -114,15 +114,15 @@ def size_text(count: int) -> str:
 # -- text ---------------------------------------------------------------------------------------------
 
 
-def to_text(report: Facts) -> str:
-    """Write a report as text, for people."""
+def to_text(report: Facts, width: int = WIDTH) -> str:
+    """Write a report as text, for people; sentences are wrapped at a width."""
     blocks = [f"{harmless(report.subject)}: {summary(report)}"]
     shared = "\n".join(_group_lines(report)) if report.groups else "  Nothing is shared."
     blocks += [] if is_of_source(report) else [shared]
-    blocks += ["\n".join(_finding_lines(finding)) for finding in report.findings[:MOST_FINDINGS]]
+    blocks += ["\n".join(_finding_lines(finding, width)) for finding in report.findings[:MOST_FINDINGS]]
     hidden = len(report.findings) - MOST_FINDINGS
     blocks += [f"... and {hidden} more findings"] if hidden > 0 else []
-    blocks += ["\n".join(_wrapped(note, "note: ")) for note in report.notes]
+    blocks += ["\n".join(_wrapped(note, "note: ", width)) for note in report.notes]
     return "\n\n".join([*blocks, f"{verdict(report).capitalize()}."])
 
 
@@ -138,9 +138,9 @@ def _group_lines(report: Facts) -> Iterator[str]:
         yield f"  ... and {len(report.groups) - MOST_GROUPS} more groups"
 
 
-def _finding_lines(finding: Finding) -> Iterator[str]:
+def _finding_lines(finding: Finding, width: int) -> Iterator[str]:
     yield heading_of(finding)
-    yield from _wrapped(finding.message, "  ")
+    yield from _wrapped(finding.message, "  ", width)
     if finding.fix:
         first, *more = map(harmless, lines_of_fix(finding))
         yield f"  fix: {first}"
@@ -159,10 +159,10 @@ def lines_of_fix(finding: Finding) -> list[str]:
     return finding.fix.splitlines() if finding.file else [finding.fix]
 
 
-def _wrapped(text: str, first: str) -> list[str]:
+def _wrapped(text: str, first: str, width: int) -> list[str]:
     return textwrap.wrap(
         harmless(text),
-        WIDTH,
+        width,
         initial_indent=first,
         subsequent_indent=" " * len(first),
         break_long_words=False,
