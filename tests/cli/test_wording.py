@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -104,6 +105,19 @@ def test_a_command_speaks_of_options(folder, arguments):
         assert result.exit_code == 2
         assert result.stderr.endswith("\nNothing was written.\n") or "Usage" in result.stderr
         assert not Path("new.safetensors").exists()
+
+
+def test_a_checkpoint_that_broke_is_said_on_resuming(folder):
+    numpy.save("rows.npy", numpy.random.default_rng(0).random((40, 6)))
+    train = ["train", "autoencoder", "--data", "rows.npy", "--sizes", "3", "--epochs", "2", "--out", "run"]
+    assert CliRunner().invoke(app, train).exit_code == 0
+    for path in Path("run").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:50])
+    result = CliRunner().invoke(app, [*train[:-3], "3", "--out", "run", "--resume"])
+    assert result.exit_code == 2, result.output
+    assert "It ends within its header." in result.stderr
+    assert not PYTHON.search(result.stderr), result.stderr
+    assert result.stderr.endswith("save or download it again\n")
 
 
 def test_every_kind_of_wrong_was_met(folder):

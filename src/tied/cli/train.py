@@ -20,7 +20,7 @@ import typer
 from tied.cli.terminal import say, show_table, watching
 from tied.cli.wording import said
 from tied.errors import TieError
-from tied.study.train.errors import DivergedError, MissingPackageError, PlanError
+from tied.study.train.errors import DataError, DivergedError, FolderError, MissingPackageError, PlanError
 from tied.study.train.plan import AutoencoderPlan, LanguagePlan, Plan
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def _train(plan: type[Plan], values: dict[str, Any]) -> None:
         raise _ended(f"tied train {plan.kind}: {error}", WRONG_USE) from None
     except TieError as error:
         status = FAILED if isinstance(error, DivergedError) else WRONG_USE
-        raise _ended(f"tied train {plan.kind}: {said(error)}", status) from None
+        state = None if isinstance(error, DataError | FolderError | DivergedError) else ""  # others speak of models
+        raise _ended(f"tied train {plan.kind}: {said(error, state=state)}", status) from None
     except OSError as error:
         raise _ended(f"tied train {plan.kind}: {values['out']}: {error.strerror or error}", WRONG_USE) from None
     except KeyboardInterrupt as stop:
