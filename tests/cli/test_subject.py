@@ -97,7 +97,9 @@ def test_a_file_of_a_package_may_import_what_is_beside_it(run, module):
 def test_a_file_with_the_name_of_a_library_is_the_file(run):
     Path("lib").mkdir()
     Path("lib/json.py").write_text("from torch import nn\nnet = nn.Linear(2, 2)\n")
+    library = sys.modules["json"]
     assert run("lib/json.py:net").stdout.startswith("Linear: 6 parameters")
+    assert sys.modules["json"] is library
 
 
 def test_another_package_of_that_name_is_not_taken_for_it(run):

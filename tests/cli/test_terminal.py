@@ -35,6 +35,22 @@ def test_on_a_terminal_tones_are_colors_and_the_words_stay(monkeypatch):
     assert "Note." in printed
 
 
+def test_no_color_is_no_bold_type_either(monkeypatch):
+    file = io.StringIO()
+    made = Console
+    monkeypatch.setattr(
+        terminal, "Console", lambda *, stderr, **options: made(file=file, force_terminal=True, **options)
+    )
+    monkeypatch.setenv("TERM", "xterm")
+    show_table(TABLE)
+    assert "\x1b[1m" in file.getvalue()
+    file.truncate(file.seek(0))
+    monkeypatch.setenv("NO_COLOR", "1")
+    show_table(TABLE)
+    assert "recipe" in file.getvalue()
+    assert "\x1b" not in file.getvalue()
+
+
 def test_on_a_narrow_terminal_no_line_is_longer(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=12, color_system=None)
     monkeypatch.setattr(terminal, "Console", lambda **_: screen)
