@@ -298,7 +298,7 @@ def test_a_pt_becomes_safetensors(tmp_path):
     optimizer = {"state": {0: {"exp_avg": weight.clone()}}, "param_groups": [{"lr": 1.0, "params": [0]}]}
     torch.save({"epoch": 3, "state_dict": state, "optimizer": optimizer}, tmp_path / "a.pt")
     done = shrink(tmp_path / "a.pt", tmp_path / "b.safetensors")
-    assert done.lines[-2:] == ("left out 1 tensor of the training's state", "left out what is no tensor: 'epoch'")
+    assert done.lines[-2:] == ("left out 1 tensor of the training's state", "kept as JSON in the metadata: 'epoch'")
     assert same(load_all(tmp_path / "b.safetensors"), {name: tensor.contiguous() for name, tensor in state.items()})
     assert set(load_file(tmp_path / "b.safetensors")) == {"a", "own"}
     expand(tmp_path / "b.safetensors", tmp_path / "c.safetensors")

@@ -326,7 +326,7 @@ def _computed_gaps(asked: _Asked, names: Names, computed: Mapping[str, Tensor]) 
 
 # -- which names of the file are the model's -------------------------------------------------------------
 
-NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "policy")
 PREFIXES = ("module.", "_orig_mod.")
 
 Taken = dict[str, str]

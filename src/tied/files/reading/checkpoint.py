@@ -44,7 +44,7 @@ class Checkpoint:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a safetensors file, an index of shards, a folder that holds one of them, or a `.pt`.
 
-    Nothing is read but headers; a `.pt` is read with `weights_only=True`.
+    Nothing is read but headers; of a `.pt` its pickle, of which nothing but plain containers is made.
 
     Raises:
         FileError: It is broken, hostile, or nothing that can be read.

@@ -61,7 +61,7 @@ def key_text(key: Any) -> str:
     if isinstance(value, tuple):
         parts = cast(tuple[Any, ...], value)
         return str(parts) if len(parts) < MOST_PARTS and all(map(_is_short, parts)) else ""
-    return str(value) if not isinstance(value, list | Named | External) and _is_short(value) else ""
+    return str(value) if isinstance(value, int) or _is_short(value) else ""
 
 
 def _is_short(value: Any) -> bool:
@@ -176,5 +176,6 @@ def _state_dict(module: Mapping[Any, Any]) -> Iterator[tuple[Hashable, Any]]:
     hidden = {name for name in names if isinstance(name, str)}
     for key in MODULE:
         for name, value in module[key].items():
-            if value is not None and not (key == "_buffers" and name in hidden):
+            kind = Inert if key == "_modules" else Rebuilt
+            if isinstance(name, str) and isinstance(value, kind) and not (key == "_buffers" and name in hidden):
                 yield name, value

@@ -163,5 +163,5 @@ def inert_in(beside: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, value.kind
         elif isinstance(value, Mapping | list | tuple) and id(cast(Any, value)) not in known:
             known.add(id(cast(Any, value)))
-            inner = [(key, one) for key, one in _inner(value) if type(one) not in _ENDS]
+            inner = [(key, one) for key, one in _inner(value) if isinstance(one, Named | Mapping | list | tuple)]
             stack += [(f"{name}.{key}" if name else key, one) for key, one in reversed(inner)]

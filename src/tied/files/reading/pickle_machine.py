@@ -216,6 +216,10 @@ def _bytes(machine: Machine, args: tuple[Any, ...]) -> bytes | None:
     return text.encode("latin-1")
 
 
+def _no_bytes(machine: Machine, args: tuple[Any, ...]) -> bytes | None:
+    return None if args else b""
+
+
 _PLAIN: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
     "builtins.dict": _dict,
     "collections.Counter": _dict,
@@ -223,4 +227,5 @@ _PLAIN: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
     "collections.defaultdict": _default_dict,
     "torch.Size": _size,
     "_codecs.encode": _bytes,
+    "builtins.bytes": _no_bytes,
 }

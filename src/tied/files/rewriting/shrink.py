@@ -6,8 +6,10 @@ Read next: `expand.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,14 +23,17 @@ from tied.files.auditing.duplicates import IDENTITY
 from tied.files.auditing.inspection import Inspection, inspect
 from tied.files.reading.dtypes import BITS, torch_dtype
 from tied.files.reading.file_ledger import KEY, Equation, Kind, Ledger, name_of, reference, source_of
+from tied.files.reading.inert import Inert, Named
 from tied.files.reading.pt_file import PickledTensor
 from tied.files.reading.refusal import refuse, shown
 from tied.files.reading.stored import OneFile, Stored
+from tied.files.rewriting.plain_values import VALUES, as_json
 from tied.files.rewriting.rewrite import NewFile, Piece, Rewrite, Tell, in_data_order, silent, unsafe
 from tied.reporting.text import size_text
 
 SHRUNK = "shrunk"  # the key of an index under which stands what it said of the tensors that went
-NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+MOST_SAID = 20
+NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "policy")
 
 
 @dataclass(frozen=True)
@@ -178,12 +183,18 @@ class _Plan:
             held = {
                 new: old for new, old in self.new.items() if self.places[old] == one.path.name and new not in self.gone
             }
-            metadata = one.header.metadata if one.header else {"format": "pt"}
+            metadata = one.header.metadata if one.header else {"format": "pt", **self.values(one)}
             metadata = metadata if sharded or not said else {**(metadata or {}), **said}
             files.append(
                 NewFile(_safetensors_name(one.path), {n: Piece.of(self.old[o]) for n, o in held.items()}, metadata)
             )
         return Rewrite(files, self.index(files, said) if sharded else None)
+
+    def values(self, file: OneFile) -> dict[str, str]:
+        """Return what goes along into the metadata of a file."""
+        others = self.seen.storages.others if self.seen.storages else {}
+        kept = as_json({name: value for name, value in file.beside.items() if name in others})
+        return {VALUES: json.dumps(kept)} if kept else {}
 
     def index(self, files: list[NewFile], said: Mapping[str, str]) -> tuple[str, Mapping[str, object]]:
         assert self.checkpoint.index
@@ -231,8 +242,22 @@ def left_out(seen: Inspection) -> Iterator[str]:
     if storages and storages.training:
         count = len(storages.training)
         yield f"left out {count} tensor{'s' if count > 1 else ''} of the training's state"
-    if storages and storages.others:
-        yield f"left out what is no tensor: {', '.join(map(shown, storages.others))}"
+    kept = as_json(storages.others) if storages else {}
+    if kept:
+        yield f"kept as JSON in the metadata: {few(map(shown, kept))}"
+    if storages and len(kept) < len(storages.others):
+        named = (
+            f"{shown(name)} ({shown(value.kind)[1:-1]})" if isinstance(value, Inert | Named) else shown(name)
+            for name, value in storages.others.items()
+            if name not in kept
+        )
+        yield f"left out what is no tensor: {few(named)}"
+
+
+def few(said: Iterable[str]) -> str:
+    """Write some at most of what may be many."""
+    first = list(islice(said, MOST_SAID + 1))
+    return ", ".join(first[:MOST_SAID]) + (", ..." if len(first) > MOST_SAID else "")
 
 
 def _refuse_unclear(seen: Inspection) -> None:
