@@ -70,6 +70,13 @@ def piped(*arguments: str, **more: str) -> str:
 def test_a_pipe_gets_the_report_to_the_byte():
     assert piped("check", "model.py") == f"{look_at_path('model.py')}\n"
     assert piped("check", "model.py", COLUMNS="40") == f"{look_at_path('model.py')}\n"
+    Path("other").mkdir()
+    Path("other/model.py").write_text(CODE)
+    both = f"{look_at_path('model.py')}\n\n{look_at_path('other')}\n"
+    first, second = piped("check", "model.py"), piped("check", "other")
+    assert f"{first}\n{second}" == both
+    assert piped("check", "model.py", "other") == both
+    assert ESCAPE.sub("", on_terminal("check", "model.py", "other", columns=100)) == both
     width = max(len(rule.title) for rule in RULES.values())
     listed = [f"{one.code}  {one.severity:7}  {one.title:{width}}  {one.sentence}\n" for one in RULES.values()]
     assert piped("rules", COLUMNS="40") == "".join(listed)

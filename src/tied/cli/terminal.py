@@ -77,7 +77,7 @@ def show_reports(reports: Iterable[Facts]) -> None:
     width = max(_width(console), NARROWEST)
     for number, report in enumerate(reports):
         if number:
-            print("\n")
+            print()
         show_lines(_lines_of(report, width)) if console.is_terminal else print(report_to_text(report))
 
 
