@@ -1,7 +1,7 @@
 """Groups: which names of a model share memory, and what each of them is of the first.
 
 Owns: `groups`, and the sums over them. Must not change a model, nor read values.
-Read next: `collapse.py`, which says the same of whole modules; `memory/overlap.py` finds the overlaps.
+Read next: `reporting/fold.py`, which says the same of whole modules; `memory/overlap.py` finds the overlaps.
 """
 
 from __future__ import annotations

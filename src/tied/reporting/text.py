@@ -8,8 +8,10 @@ Names come from files and models that nobody trusts: what a terminal would obey 
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from tied.memory import OVERLAP
@@ -83,17 +85,74 @@ def entry_of(group: Group) -> Entry:
         what = f"{len(group.parts)} tensors {group.dtype}".rstrip()
     elif not group.dtype:
         what = "not initialized" if group.state != "declared" else ""
-    others = [*(_equation(group, index) for index in range(1, len(group.names))), *group.uses]
+    others = [*_equations(group), *group.uses]
     if len(others) > MOST_NAMES + 1:
         others = [*others[:MOST_NAMES], f"... and {len(others) - MOST_NAMES} more"]
-    return Entry(group.state, harmless(group.names[0]), size_text(group.bytes), what, tuple(map(harmless, others)))
+    first = group.names[0] + _inside(group)
+    return Entry(group.state, harmless(first), size_text(group.bytes), what, tuple(map(harmless, others)))
 
 
-def _equation(group: Group, index: int) -> str:
-    name, transform = group.names[index], group.transforms[index]
-    if transform == "source":
-        return name
-    return f"{name} (overlaps)" if transform == OVERLAP else f"{name} = {expression(group, index)}"
+def _inside(group: Group) -> str:
+    """Return what stands behind the names of modules: everything in them."""
+    return ".*" if group.parts else ""
+
+
+def _equations(group: Group) -> Iterator[str]:
+    """Say what every name but the first is; names that count up, and are the same of it, in one line."""
+    group = _counted_up(group)
+    for begin, end in _runs(group):
+        several = [name + _inside(group) for name in group.names[begin:end]]
+        is_dense = len(several) > 1 and _counted(*group.names[begin : begin + 2]) == 1
+        shown = several if len(several) == 1 else [", ".join(several[: 1 if is_dense else 2]), several[-1]]
+        names, transform = " … ".join(shown), group.transforms[begin]
+        if transform == "source":
+            yield names
+        elif transform == OVERLAP:
+            yield f"{names} (overlaps)"
+        else:
+            yield f"{names} = {expression(group, begin)}{_inside(group)}"
+
+
+def _counted_up(group: Group) -> Group:
+    """Put the names that differ in their numbers alone in the order of these, beside the first of them."""
+    first: dict[str, int] = {}
+    keys = [
+        (first.setdefault(re.sub("[0-9]+", "0", name), place), _numbers(name)) for place, name in enumerate(group.names)
+    ]
+    order = [0, *sorted(range(1, len(keys)), key=lambda place: keys[place])]
+    names, transforms = ([values[place] for place in order] for values in (group.names, group.transforms))
+    return replace(group, names=tuple(names), transforms=tuple(transforms))
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"[0-9]+", name)]
+
+
+def _runs(group: Group) -> Iterator[tuple[int, int]]:
+    """Yield from where to where names count up with one step, three at least; each other name by itself."""
+    names, transforms = group.names, group.transforms
+    begin = 1
+    while begin < len(names):
+        end = begin + 1
+        step = _counted(names[begin], names[end]) if end < len(names) else None
+        while step and end < len(names) and transforms[end] == transforms[begin]:
+            if _counted(names[end - 1], names[end]) != step:
+                break
+            end += 1
+        end = end if end - begin > 2 else begin + 1
+        yield begin, end
+        begin = end
+
+
+def _counted(one: str, other: str) -> int | None:
+    """Return by how much the one number in which two names differ grows; None where they differ otherwise."""
+    first, second = one.split("."), other.split(".")
+    if len(first) != len(second):
+        return None
+    apart = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    if len(apart) != 1 or not all(part.isascii() and part.isdigit() for part in apart[0]):
+        return None
+    return max(0, int(apart[0][1]) - int(apart[0][0])) or None
 
 
 def size_text(count: int) -> str:

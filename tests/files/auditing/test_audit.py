@@ -628,3 +628,32 @@ def test_a_search_is_the_same_for_every_seed(path):
     with Workers() as workers:
         found = [Search(workers, Fingerprints(seed)).copies(tensors) for seed in range(5)]
     assert all(one == found[0] for one in found)
+
+
+# -- whole modules ------------------------------------------------------------------------------------
+
+
+def stacked(layers: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    layer = {"attention.weight": torch.randn(8, 8), "norm.weight": torch.randn(8), "norm.count": torch.tensor(3)}
+    return {f"layers.{n}.{name}": tensor.clone() for n in range(layers) for name, tensor in layer.items()}
+
+
+def test_modules_that_correspond_are_one_line_and_one_finding():
+    layers = stacked(12)
+    report = audit({name: layers[name] for name in sorted(layers)})
+    (group,), (found,) = report.groups, report.findings
+    assert len(group.parts) == 2
+    assert "layers.1.* … layers.11.* = layers.0.*" in str(report)
+    assert (found.code, found.names) == ("TIE301", group.names)
+    assert found.message == (
+        "'layers.1.*', 'layers.10.*' and 9 more are 'layers.0.*', bit for bit: 3.1 KiB in 22 tensors are stored again."
+    )
+
+
+def test_modules_that_correspond_in_part_are_not_one():
+    pair = {f"{m}.{name}": t.clone() for m in ("net", "best") for name, t in stacked(1).items()}
+    assert [group.names for group in audit(pair).groups] == [("net", "best")]
+    pair["best.layers.0.norm.weight"] += 1
+    (group,) = audit(pair).groups
+    assert group.names == ("net.layers.0.attention.weight", "best.layers.0.attention.weight")
