@@ -299,7 +299,7 @@ def words() -> Iterator[Layer]:
 
 def changes_everywhere(model: nn.Module) -> None:
     """Change what a layer owns, and look for the change in every layer that reads it."""
-    read = [(tie.target, tie.source.sources()[0]) for tie in tied.ties(model)]
+    read = [(tie.address, tie.source.sources()[0]) for tie in tied.ties(model)]
     before = {address: tensor_at(model, address).detach().clone() for pair in read for address in pair}
     with torch.no_grad():
         for parameter in {id(tensor_at(model, source)): tensor_at(model, source) for _, source in read}.values():

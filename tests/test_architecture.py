@@ -54,7 +54,7 @@ OWNERS = {
 
 IMPORTS_BY_NAME = {
     "lazy.py": "the names of lazy packages, which stand there as strings and count as imports",
-    "cli/check.py": "the user's own code, which `tied check` is told to look at",
+    "cli/subject.py": "the user's own code, which `tied check` is told to look at",
     "callbacks.py": "optional packages, of which one may be there under two names",
     "study/matrix/run.py": "a registry of rows that a caller brings along",
     "study/matrix/cell_server.py": "the same, in the process that runs a cell",
@@ -510,7 +510,7 @@ RIGHT = [
     (imports_go_one_way, "files/auditing/a.py", "from tied.files.reading.stored import Stored"),
     (imports_go_one_way, "checking/a.py", "from tied.files.auditing.audit import audit"),
     (imports_what_it_says, "binding/a.py", 'importlib.import_module("pydoc_data.topics")'),
-    (imports_what_it_says, "cli/check.py", "importlib.import_module(name)"),
+    (imports_what_it_says, "cli/subject.py", "importlib.import_module(name)"),
     (signposts_lead_somewhere, "binding/a.py", "'See `untie.py`, `files/models/save.py`, `benchmarks/read.py`.'"),
     (package_says_what_it_owns, "binding/a.py", "'A file.'"),
     (package_says_what_it_owns, "binding/__init__.py", "'Ties. Owns: hands. Must not look.'"),

@@ -147,7 +147,8 @@ def trainer(model: Any, folder: Path, *used: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = transformers.TrainingArguments(output_dir=str(folder), **settings)
-        return transformers.Trainer(model=model, args=arguments, train_dataset=Tokens(), callbacks=list(used))
+        data = {"train_dataset": Tokens(), "eval_dataset": Tokens()}
+        return transformers.Trainer(model=model, args=arguments, callbacks=list(used), **data)
 
 
 def train(made: Any, **options: Any) -> Any:
@@ -190,6 +191,38 @@ def test_a_half_tied_model_is_mended_before_training(tmp_path: Path) -> None:
     assert len(watch.repaired) == 1
     assert torch.equal(mended.transformer.wte.weight, whole.transformer.wte.weight)
     assert torch.equal(mended.lm_head.weight, mended.transformer.wte.weight)
+
+
+class OwnModel(nn.Module):
+    """A model that is not of transformers, which a Trainer saves by safetensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(torch.tanh(self.embed(input_ids)))
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+@pytest.mark.parametrize("source", ["embed.weight", "2 * embed.weight"])
+def test_a_trainer_saves_a_model_of_ones_own_and_loads_the_best(source: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = OwnModel()
+    tied.tie(model, "head.weight", source)
+    options = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
+    made = trainer(model, tmp_path, callbacks.TransformersCallback(), **options, load_best_model_at_end=True)
+    train(made)
+    best = load_file(f"{made.state.best_model_checkpoint}/model.safetensors")
+    assert list(best) == ["embed.weight"]
+    assert torch.equal(model.embed.weight, best["embed.weight"])
+    assert [str(tie) for tie in tied.ties(model)] == [f"head.weight = {source}"]
+    other = OwnModel()
+    tied.tie(other, "head.weight", source)
+    other.load_state_dict(best)
+    assert torch.equal(other.head.weight, model.head.weight)
 
 
 def test_a_cut_in_the_middle_is_found(tmp_path: Path) -> None:

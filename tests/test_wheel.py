@@ -1,5 +1,6 @@
-"""The wheel holds what a user needs: all code, the type marker, the digits, the licence; and it runs."""
+"""The wheel holds what a user needs: all code, the type marker, the digits, the rules, the licence; and it runs."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tied.reporting.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
@@ -27,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
 
 def test_wheel_holds_the_whole_package(wheel: zipfile.ZipFile):
     files = [path for path in (SRC / "tied").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    expected = {path.relative_to(SRC).as_posix() for path in files}
+    expected = {path.relative_to(SRC).as_posix() for path in files} | {"tied/reporting/rules.md"}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
 
@@ -45,7 +48,7 @@ def test_wheel_names_its_dependencies(wheel: zipfile.ZipFile):
 
 
 def test_wheel_runs(wheel: zipfile.ZipFile, tmp_path: Path):
-    """The unpacked wheel, and not the sources, is imported; it reads the digits and answers `--help`."""
+    """The unpacked wheel, and not the sources, is imported; it reads the digits, answers `--help`, explains rules."""
     wheel.extractall(tmp_path)
 
     def run(*arguments: str) -> str:
@@ -55,3 +58,6 @@ def test_wheel_runs(wheel: zipfile.ZipFile, tmp_path: Path):
     code = "import tied, tied.study.digits; print(tied.__file__, len(tied.study.digits.load()))"
     assert run("-c", code).split() == [str(tmp_path / "tied" / "__init__.py"), "1797"]
     assert "Usage" in run("-m", "tied", "--help")
+    rules = json.loads(run("-m", "tied", "rules", "--json"))
+    assert {rule["code"] for rule in rules} == set(RULES)
+    assert all(rule["why"] and rule["example"] and rule["fix"] for rule in rules)

@@ -19,6 +19,7 @@ from torch import nn
 
 from tied.binding import adopt, retie
 from tied.binding.followers.optimizers import able_to_follow
+from tied.binding.state_dict_hooks import name_once
 from tied.checking.check import check
 from tied.errors import KindError, SharingError, during
 from tied.reporting.facts import Finding
@@ -112,8 +113,14 @@ def _of_transformers() -> type:
         """Looks after the shared weights of a `transformers.Trainer`'s model."""
 
         def on_init_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
-            """Look before there is an optimizer: the best time to mend."""
+            """Look before there is an optimizer: the best time to mend.
+
+            A Trainer saves a model that is not of transformers by safetensors, which takes no two names for one
+            tensor: from now on its state dict names each tie once.
+            """
             self.look(model, "before training")
+            if not hasattr(model, "save_pretrained"):
+                name_once(model)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
             """Look after a checkpoint was loaded."""

@@ -49,18 +49,28 @@ def lost(home: nn.Module) -> dict[str, str]:
 class Tie:
     """One equation `target = source`: an address, and the expression that it equals.
 
-    >>> str(Tie(("decoder", "weight"), parse("encoder.weight.T")))
-    'decoder.weight = encoder.weight.T'
+    Attributes:
+        address: Of the target, segment by segment.
+        source: What it equals.
+
+    >>> tie = Tie(("decoder", "weight"), parse("encoder.weight.T"))
+    >>> str(tie), tie.target
+    ('decoder.weight = encoder.weight.T', 'decoder.weight')
     """
 
-    target: Address
+    address: Address
     source: Expression
 
     __module__ = "tied"
 
+    @property
+    def target(self) -> str:
+        """The target as torch names it, for `model.get_parameter(tie.target)` and `untie(model, tie.target)`."""
+        return ".".join(self.address)
+
     def __str__(self) -> str:
         """Print as an assignment."""
-        return f"{show_address(self.target)} = {self.source}"
+        return f"{show_address(self.address)} = {self.source}"
 
     def __repr__(self) -> str:
         """Print as a value."""
@@ -68,7 +78,7 @@ class Tie:
 
     def to_json(self) -> dict[str, str]:
         """Return the tie as two texts."""
-        return {"target": show_address(self.target), "source": str(self.source)}
+        return {"target": show_address(self.address), "source": str(self.source)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, str]) -> Tie:
@@ -127,7 +137,7 @@ def cuts(model: nn.Module) -> Iterator[Tie]:
     Somebody gave the target a tensor of its own, reset the class of its module, or replaced the module.
     """
     for tie, module, _ in entries(model):
-        if _is_cut(module, tie.target[-1]):
+        if _is_cut(module, tie.address[-1]):
             yield tie
     for path, home in model.named_modules():
         place = address_of(path)
@@ -135,7 +145,7 @@ def cuts(model: nn.Module) -> Iterator[Tie]:
             tie = Tie(parse_address(target), parse(source))
             if _is_replaced(home, tie):
                 seen = {address: Ref((*place, *address)) for address in tie.source.sources()}
-                yield Tie((*place, *tie.target), tie.source.substitute(seen))
+                yield Tie((*place, *tie.address), tie.source.substitute(seen))
 
 
 def _is_cut(module: nn.Module, name: str) -> bool:
@@ -150,7 +160,7 @@ def _is_cut(module: nn.Module, name: str) -> bool:
 
 def _is_replaced(home: nn.Module, tie: Tie) -> bool:
     """Tell whether a target's module is another one by now, that reads nothing."""
-    owner, name = module_at(home, tie.target[:-1]), tie.target[-1]
+    owner, name = module_at(home, tie.address[:-1]), tie.address[-1]
     if owner is None or name in links(owner) or not isinstance(getattr(owner, name, None), Tensor):
         return False  # it reads, or does not exist any more and needs no source
     if not isinstance(tie.source, Ref):

@@ -319,7 +319,7 @@ def test_any_view_is_adopted_and_trains_as_one_weight(view: str, view_first: boo
     by_hand = torch.optim.AdamW([alone], lr=0.1)
     for _ in range(3):
         loss(ends["whole"].weight, ends["part"].weight, optimizer)
-        values = {source[0]: alone, tie.target[0]: tie.source.value({source: alone})}
+        values = {source[0]: alone, tie.address[0]: tie.source.value({source: alone})}
         loss(values["whole"], values["part"], by_hand)
     assert torch.allclose(alone, ends[source[0]].weight, rtol=1e-13)
 

@@ -9,6 +9,7 @@ from corpus import CASES, Case
 from snapshot import refused
 from stack import Stack
 from torch import nn
+from torch.nn.utils import parametrize
 
 import tied
 
@@ -59,7 +60,7 @@ def test_untie_below_a_module() -> None:
     model = Stack()
     tied.tie(model, "layers.*.mlp", "layers.0.mlp")
     assert len(tied.untie(model, "layers[1]")) == 2
-    assert {t.target[1] for t in tied.ties(model)} == {"2"}
+    assert {t.address[1] for t in tied.ties(model)} == {"2"}
 
 
 def test_untie_an_untied_model_does_nothing() -> None:
@@ -310,3 +311,55 @@ def test_retie_takes_plain_sharing_back(model: Stack) -> None:
     other.head.weight = other.embed.weight
     assert [m.kept for m in tied.retie(other)] == ["both"]
     assert [str(t) for t in tied.ties(other)] == ["head.weight = embed.weight"]
+
+
+# -- the text of a target -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_target_is_the_text_that_torch_and_untie_take(case: Case) -> None:
+    model = case.build()
+    tied.tie(model, case.target, case.source)
+    for tie in tied.ties(model):
+        held = model.get_submodule(tie.target.rpartition(".")[0])
+        assert torch.equal(getattr(held, tie.target.rpartition(".")[2]), tie.source.value(sources(model, tie)))
+        if tie.target in dict(case.build().named_parameters()):
+            assert torch.equal(model.get_parameter(tie.target), tie.source.value(sources(model, tie)))
+        tied.untie(model, tie.target)
+    assert tied.ties(model) == ()
+
+
+def sources(model: nn.Module, tie: tied.Tie) -> dict[tuple[str, ...], torch.Tensor]:
+    return {a: getattr(model.get_submodule(".".join(a[:-1])), a[-1]) for a in tie.source.sources()}
+
+
+def test_a_target_in_a_list_that_is_the_model() -> None:
+    model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    (tie,) = tied.tie(model, "1.weight", "0.weight")
+    assert tie.target == "1.weight"
+    assert model.get_parameter(tie.target) is model[0].weight
+    assert tied.untie(model, tie.target) == (tie,)
+
+
+# -- under a parametrization ----------------------------------------------------------------------------
+
+
+class Minus(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+def test_what_was_untied_under_a_parametrization_is_plain_again() -> None:
+    model = nn.ModuleDict({"encoder": nn.Linear(6, 4), "decoder": nn.Linear(4, 6)})
+    tied.tie(model, "decoder.weight", "encoder.weight.T")
+    parametrize.register_parametrization(model.decoder, "bias", Minus())
+    twin = copy.deepcopy(model)
+    tied.untie(model)
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.T), "the copy had the same class, and is tied still"
+    with torch.no_grad():
+        twin.encoder.weight.add_(1)
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.T)
+    for each in (model, twin):
+        parametrize.remove_parametrizations(each.decoder, "bias")
+    assert type(model.decoder) is nn.Linear
+    assert torch.equal(twin.decoder.weight, twin.encoder.weight.T)

@@ -38,6 +38,8 @@ def outcome(tool: Tool, kind: str) -> str:
         found = tensors(tool.act(tool.subject.tied(kind)))
     except tied.TieError as error:
         return f"[{type(error).__name__}](../errors.md#{type(error).__name__.lower()})" if error.fix else "no way out"
+    except tied.TieWarning as said:  # warnings are errors here
+        return "[TieWarning](../errors.md#tiewarning)" if "tied.untie(" in str(said) else "no way out"
     except Exception as error:
         name = f"{tool.needs or 'torch'}'s `{type(error).__name__}`"
         return name if name == tool.foreign else f"a foreign error: {name}: {str(error)[:200]}"

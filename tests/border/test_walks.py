@@ -113,8 +113,8 @@ def assert_whole(model: Stack) -> None:
     parameters = {id(parameter) for parameter in model.parameters()}
     for tie in tied.ties(model):
         (source,) = tie.source.sources()
-        ends = [model.get_submodule(".".join(address[:-1])) for address in (tie.target, source)]
-        assert torch.equal(getattr(ends[0], tie.target[-1]), getattr(ends[1], source[-1])), str(tie)
+        ends = [model.get_submodule(".".join(address[:-1])) for address in (tie.address, source)]
+        assert torch.equal(getattr(ends[0], tie.address[-1]), getattr(ends[1], source[-1])), str(tie)
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear) and "weight" in module._parameters:
             assert id(module.weight) in parameters, path

@@ -48,13 +48,16 @@ def test_repair_asks_for_a_winner(path):
     assert done.exit_code == 0
     assert done.stdout == "made 'head' equal to 'embed': the mean won\n"
     assert (load_file("new.safetensors")["head"] == 0.5).all()
-    assert run("repair", path, "other.safetensors", "--keep", "both").exit_code == 2
+    done = run("repair", path, "other.safetensors", "--keep", "both")
+    said = "tied repair: --keep must be source, target or mean, not 'both'\nNothing was written.\n"
+    assert (done.exit_code, done.stderr) == (2, said)
 
 
 @pytest.mark.parametrize("command", ["shrink", "expand", "repair"])
 def test_what_cannot_be_done_is_said_with_status_2(command, path):
     for arguments, said in (
         (["nowhere.safetensors", "new.safetensors"], "No such file or directory: 'nowhere.safetensors'"),
+        (["modle.safetensors", "new.safetensors"], "'modle.safetensors'; did you mean 'model.safetensors'?\nNothing"),
         ([path, "nowhere/new.safetensors"], "No such file or directory: 'nowhere/new.safetensors'"),
         ([path, path], "Something stands there already."),
         ([path, "new.pt"], "The new file is safetensors."),

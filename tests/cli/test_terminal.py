@@ -27,7 +27,7 @@ def test_without_a_terminal_the_table_is_plain(capsys):
 
 def test_on_a_terminal_tones_are_colors_and_the_words_stay(monkeypatch):
     screen = console()
-    monkeypatch.setattr(terminal, "Console", lambda: screen)
+    monkeypatch.setattr(terminal, "Console", lambda **_: screen)
     show_table(TABLE)
     printed = screen.file.getvalue()
     assert re.search(r"\x1b\[32m +0\.1", printed)
@@ -35,9 +35,25 @@ def test_on_a_terminal_tones_are_colors_and_the_words_stay(monkeypatch):
     assert "Note." in printed
 
 
+def test_no_color_is_no_bold_type_either(monkeypatch):
+    file = io.StringIO()
+    made = Console
+    monkeypatch.setattr(
+        terminal, "Console", lambda *, stderr, **options: made(file=file, force_terminal=True, **options)
+    )
+    monkeypatch.setenv("TERM", "xterm")
+    show_table(TABLE)
+    assert "\x1b[1m" in file.getvalue()
+    file.truncate(file.seek(0))
+    monkeypatch.setenv("NO_COLOR", "1")
+    show_table(TABLE)
+    assert "recipe" in file.getvalue()
+    assert "\x1b" not in file.getvalue()
+
+
 def test_on_a_narrow_terminal_no_line_is_longer(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=12, color_system=None)
-    monkeypatch.setattr(terminal, "Console", lambda: screen)
+    monkeypatch.setattr(terminal, "Console", lambda **_: screen)
     wide = Table(("recipe", "first", "second"), ((Cell("tied"), Cell("11111"), Cell("22222")),))
     show_table(wide)
     lines = screen.file.getvalue().splitlines()
@@ -68,5 +84,5 @@ def test_screen_shows_the_table_and_the_bars_and_goes_away():
 @pytest.mark.parametrize(("is_terminal", "kind"), [(True, Screen), (False, Lines)])
 def test_the_display_fits_the_terminal(monkeypatch, is_terminal, kind):
     made = Console(file=io.StringIO(), force_terminal=is_terminal)
-    monkeypatch.setattr(terminal, "Console", lambda stderr: made)
+    monkeypatch.setattr(terminal, "Console", lambda **_: made)
     assert isinstance(terminal.watching(), kind)

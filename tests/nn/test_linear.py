@@ -137,7 +137,14 @@ def test_deepcopy_of_the_layer_alone_gets_a_weight_of_its_own():
     model = Pair()
     alone = copy.deepcopy(model.decoder)
     assert torch.equal(alone.weight, model.decoder.weight)
-    assert {name for name, _ in alone.named_parameters()} == {"weight", "bias"}
+    with pytest.warns(tied.TieWarning) as said:
+        assert {name for name, _ in alone.named_parameters()} == {"weight", "bias"}
+    assert [str(each.message) for each in said] == [
+        "This TiedLinear was copied without the source of weight = encoder.weight.T: 'weight' is a Parameter of its "
+        "own in the copy, which the original does not list. Copy the model that holds both, or call tied.untie(model, "
+        "target) before."
+    ]
+    assert len([*alone.parameters()]) == 2, "it is said once"
 
 
 def test_pickle_and_save():

@@ -367,3 +367,27 @@ def test_a_block_whose_weight_is_computed_shares_what_it_is_computed_from() -> N
             run(x).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(model(x), by_hand(by_hand(by_hand(x))), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pattern", ["cycle", "sequence"])
+def test_each_layer_has_a_cache_of_its_own(pattern):
+    """Decoding word by word with transformers' cache computes what the whole text at once does."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+    config = transformers.LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    blocks = [LlamaDecoderLayer(config, number) for number in range(2)]
+    stack, place = Looped(blocks, depth=4, pattern=pattern).eval().double(), LlamaRotaryEmbedding(config)
+    x, position = torch.randn(1, 5, 16, dtype=torch.float64), torch.arange(5)[None]
+    mask = torch.full((5, 5), float("-inf"), dtype=torch.float64).triu(1)[None, None]
+    cache = transformers.DynamicCache()
+    with torch.no_grad():
+        whole = stack(x, position_embeddings=place(x, position), attention_mask=mask)
+        steps = [
+            stack(x[:, i : i + 1], position_embeddings=place(x, position[:, i : i + 1]), past_key_values=cache)
+            for i in range(5)
+        ]
+    assert len(cache.layers) == 4
+    assert torch.allclose(torch.cat(steps, 1), whole, rtol=1e-9)

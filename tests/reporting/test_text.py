@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 import tied
 from tied import Finding, Group, Report
-from tied.reporting.text import size_text, to_fragment, to_github, to_html, to_sarif, to_text
+from tied.reporting.text import entry_of, size_text, to_fragment, to_github, to_html, to_sarif, to_text
 
 
 class Autoencoder(nn.Module):
@@ -203,7 +203,7 @@ def test_sarif_says_where():
 
 
 def test_long_lists_are_cut_and_counted():
-    many = tuple(f"layer.{i}.weight" for i in range(30))
+    many = tuple(f"layer.{i * i}.weight" for i in range(30))
     group = Group("tied", many, ("identity",) * 30, (2, 2), "float32", 16)
     findings = tuple(Finding("TIE101", "error", many[:2], f"number {i}.", "") for i in range(50))
     text = to_text(Report("Model", (group,) * 60, findings, 4, 16, 0))
@@ -213,6 +213,38 @@ def test_long_lists_are_cut_and_counted():
     assert text.endswith("50 errors.")
     nine = Group("tied", many[:10], ("identity",) * 10, (2, 2), "float32", 16)
     assert "more" not in to_text(Report("Model", (nine,)))
+
+
+COUNTED = {
+    ("a.0.w", "a.1.w", "a.2.w", "a.3.w"): ["a.1.w … a.3.w = a.0.w"],
+    ("a.0.w", "a.2.w", "a.4.w", "a.6.w"): ["a.2.w, a.4.w … a.6.w = a.0.w"],
+    ("a.0.w", "a.1.w", "a.2.w"): ["a.1.w = a.0.w", "a.2.w = a.0.w"],
+    ("a.0.w", "a.1.w", "a.2.w", "a.3.v"): ["a.1.w = a.0.w", "a.2.w = a.0.w", "a.3.v = a.0.w"],
+    ("h.w", "b.9.w", "b.10.w", "b.11.w", "b.13.w"): ["b.9.w … b.11.w = h.w", "b.13.w = h.w"],
+    ("a.3.w", "a.10.w", "a.1.w", "b.0.w", "a.2.w", "a.0.w"): [
+        "a.0.w … a.2.w = a.3.w",
+        "a.10.w = a.3.w",
+        "b.0.w = a.3.w",
+    ],
+    ("h", "a.1.b.1", "a.2.b.2", "a.3.b.3"): ["a.1.b.1 = h", "a.2.b.2 = h", "a.3.b.3 = h"],
+    ("h", "a.1", "a.1", "a.1"): ["a.1 = h"] * 3,
+}
+
+
+@pytest.mark.parametrize("names", COUNTED)
+def test_names_that_count_up_are_one_line(names):
+    assert entry_of(Group("tied", names, ("identity",) * len(names))).others == tuple(COUNTED[names])
+
+
+def test_names_that_count_up_and_are_not_alike_are_not_one_line():
+    group = Group("tied", ("q", "a.0", "a.1", "a.2", "a.3"), ("identity", "[:2]", "[2:4]", "[4:]", "[4:]"))
+    assert entry_of(group).others == ("a.0 = q[:2]", "a.1 = q[2:4]", "a.2 = q[4:]", "a.3 = q[4:]")
+
+
+def test_modules_are_all_that_is_in_them():
+    parts = (Group("tied", ("net.a", "best.a"), ("identity",) * 2),)
+    entry = entry_of(Group("tied", ("net", "best"), ("identity",) * 2, parts=parts))
+    assert (entry.first, entry.others) == ("net.*", ("best.* = net.*",))
 
 
 def test_notebooks_get_html():

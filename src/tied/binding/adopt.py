@@ -55,12 +55,12 @@ def adopt(model: nn.Module, *, half_tied: bool = False, equal: bool = False, opt
         slots = tensor_slots(model)
         _refuse_scripted(model, slots)
         wanted = list(shared(slots))
-        known = {tie.target for tie in wanted}
+        known = {tie.address for tie in wanted}
         parameters = [s for s in slots if s.kind == "parameter" and s.address not in known]
         for asked, find in ((half_tied, _over_one_memory), (equal, _equal)):
             for tie in find(parameters) if asked else ():
-                if tie.target not in known:
-                    known.add(tie.target)
+                if tie.address not in known:
+                    known.add(tie.address)
                     wanted.append(tie)
         optimizers = Optimizers(optimizer, model)
         return declare(model, wanted, optimizers, keep="source", buffers=True) if wanted else ()
@@ -196,11 +196,11 @@ def alias(model: nn.Module) -> tuple[Tie, ...]:
         exported = [
             (tie, module, link) for tie, module, link in entries(unwrapped(model)) if isinstance(tie.source, Ref)
         ]
-        plain = [entry for entry in exported if _is_plain(read(entry[1], entry[0].target[-1], entry[2]))]
+        plain = [entry for entry in exported if _is_plain(read(entry[1], entry[0].address[-1], entry[2]))]
         with Transaction(on_the_way(unwrapped(model), (tie for tie, _, _ in plain))):
             for tie, module, link in plain:
                 link.forget()
-                uninstall(module, tie.target[-1], read(module, tie.target[-1], link))
+                uninstall(module, tie.address[-1], read(module, tie.address[-1], link))
         return tuple(tie for tie, _, _ in plain)
 
 

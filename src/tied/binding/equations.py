@@ -51,7 +51,7 @@ def _sides(target: Any, source: Any) -> list[tuple[Any, Any]]:
     if isinstance(target, list):
         return [sides for each in target for sides in _sides(each, source)]
     if isinstance(target, Tie) and source is None:
-        return [(target.target, target.source)]
+        return [(target.address, target.source)]
     equation = EQUATION.fullmatch(target) if isinstance(target, str) and source is None else None
     return [(equation[1].strip(), equation[2].strip()) if equation else (target, source)]
 
@@ -212,10 +212,10 @@ def at_first_places(tree: ModuleTree, ties: Sequence[Tie]) -> list[Tie]:
 
     found: list[Tie] = []
     for tie in ties:
-        target, sources = first(tie.target), {address: Ref(first(address)) for address in tie.source.sources()}
-        same = [address for address in sources if sources[address] == Ref(target) and address != tie.target]
+        target, sources = first(tie.address), {address: Ref(first(address)) for address in tie.source.sources()}
+        same = [address for address in sources if sources[address] == Ref(target) and address != tie.address]
         if same:
-            raise _one_tensor(tie.target, same[0], tree)
+            raise _one_tensor(tie.address, same[0], tree)
         found.append(Tie(target, tie.source.substitute(sources)))
     return found
 

@@ -109,7 +109,7 @@ class guard:
             raise error
 
     def _cut_ties(self) -> list[str]:
-        present = {tie: is_cut(module, tie.target[-1]) for tie, module, _ in entries(self.model)}
+        present = {tie: is_cut(module, tie.address[-1]) for tie, module, _ in entries(self.model)}
         return [f"{tie} does not hold any more" for tie in self.ties if present.get(tie, True)]
 
     def _cut_groups(self) -> list[str]:

@@ -28,6 +28,7 @@ from tied.binding.late.tracing import is_symbolic, traced
 from tied.binding.link import Link
 from tied.binding.live.entries import ordered, with_entry, without
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots
+from tied.binding.live.parted import Parted
 from tied.binding.live.registration import PARTED, listen
 from tied.binding.live.shown import Shown
 from tied.binding.refusals import cloned, not_pruned, not_set, on_meta
@@ -323,7 +324,7 @@ def _wear(module: nn.Module, also: Collection[str] = ()) -> None:
     live = [name for name in live_names(module) if name in links(module) and links(module)[name].is_live]
     names, kind = frozenset([*links(module), *also]).difference(live), type(module)
     if is_parametrized(module) and kind.__name__.startswith("Parametrized"):
-        _slip_under(kind, names)
+        _slip_under(module, names)
     else:
         _put_on(module, kind.__dict__.get("_tied_base"), names)
     if not links(module):
@@ -331,16 +332,17 @@ def _wear(module: nn.Module, also: Collection[str] = ()) -> None:
     shed(module)
 
 
-def _slip_under(kind: type[nn.Module], names: frozenset[str]) -> None:
-    """Put the late class below a parametrized one: torch restores that base when the last parametrization goes.
+def _slip_under(module: nn.Module, names: frozenset[str]) -> None:
+    """Put the late class below a parametrized one, of which deep copies may have the same: this module gets its own.
 
-    Deep copies share the class, so nothing is ever taken away from it; a late class without links is harmless.
+    Torch restores what is below when the last parametrization goes.
     """
-    below = kind.__bases__[0]
+    kind, below = type(module), type(module).__bases__[0]
     base = below.__dict__.get("_tied_base", below)
-    wanted = late_class(base, names | below.__dict__.get("_tied_names", frozenset()))
+    wanted = late_class(base, names) if names else base
     if wanted is not below:
-        kind.__bases__ = (wanted,)
+        body = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(kind.__name__, (wanted,), body)  # type: ignore[assignment]
 
 
 def _put_on(module: nn.Module, base: type[nn.Module] | None, names: frozenset[str]) -> None:
@@ -377,6 +379,8 @@ def settle(module: nn.Module, name: str, link: Link) -> None:
     needs = any(tensor.requires_grad for tensor in link.kept.values())
     uninstall(module, name, Parameter(value, requires_grad=needs))
     PARTED[module] = f"{name} = {link.expression}"
+    if type(module.__dict__["_parameters"]) is dict:
+        module.__dict__["_parameters"] = Parted(module, name, PARTED[module])
 
     def retry() -> None:
         if link.can_connect and name not in links(module):

@@ -49,7 +49,7 @@ def load_state_dict(
     with during(f"load_state_dict(model, state_dict, keep={keep!r})"):
         check_winner(keep)
         inner = unwrapped(model)
-        plain = {tie.target for tie in shared(tensor_slots(inner))}
+        plain = {tie.address for tie in shared(tensor_slots(inner))}
         try:
             adopt(inner)
             state = dict(state_dict)
@@ -64,9 +64,9 @@ def load_state_dict(
 
 def _share_again(model: nn.Module, targets: set[Address]) -> None:
     """Undo the adoption: put each source's present tensor into its other slots."""
-    adopted = [entry for entry in entries(model) if entry[0].target in targets and isinstance(entry[0].source, Ref)]
+    adopted = [entry for entry in entries(model) if entry[0].address in targets and isinstance(entry[0].source, Ref)]
     with Transaction(on_the_way(model, (tie for tie, _, _ in adopted))):
         for tie, module, link in adopted:
             link.forget()
             withdraw(model, tie)
-            uninstall(module, tie.target[-1], read(module, tie.target[-1], link))
+            uninstall(module, tie.address[-1], read(module, tie.address[-1], link))

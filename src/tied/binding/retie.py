@@ -34,13 +34,13 @@ Keep = Literal["source", "target"]
 class Mended(NamedTuple):
     """What `retie` found at one target, and what it did."""
 
-    target: Address
+    target: str
     found: str
     kept: str
 
     def __str__(self) -> str:
         """Return one line."""
-        return f"{show_address(self.target)}: {self.found}; kept {self.kept}"
+        return f"{self.target}: {self.found}; kept {self.kept}"
 
 
 def retie(model: nn.Module, *, keep: Keep | None = None, optimizer: Any = None) -> tuple[Mended, ...]:
@@ -73,7 +73,7 @@ def retie(model: nn.Module, *, keep: Keep | None = None, optimizer: Any = None) 
         check_winner(keep, ("source", "target"))
         model = unwrapped(model)
         optimizers = Optimizers(optimizer, model)
-        overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].target[-1])]
+        overwritten = [entry for entry in entries(model) if is_cut(entry[1], entry[0].address[-1])]
         replaced = list(_replaced(model))
         changed = [on_the_way(model, (tie for tie, _, _ in overwritten))]
         changed += [on_the_way(home, [tie]) for home, _, tie in replaced]
@@ -103,7 +103,7 @@ def _replaced(model: nn.Module) -> Iterator[Lost]:
         for target, source in lost(home).items():
             tie = Tie(parse_address(target), parse(source))
             try:
-                slot = tree.slot(tie.target)
+                slot = tree.slot(tie.address)
             except AddressError:
                 continue  # the target does not exist any more, and needs no source
             if slot.name not in links(slot.owner) and not _is_its_source(tree, slot, tie):
@@ -123,7 +123,7 @@ def _put_back(
 ) -> Mended:
     """Say what would be done for a tie; do it, where there is a way back."""
     tree, tie = ModuleTree(lost.home), lost.tie
-    target = tree.tensor_slot(tie.target).tensor.detach()
+    target = tree.tensor_slot(tie.address).tensor.detach()
     sources = {address: tree.tensor_slot(address).tensor.detach() for address in tie.source.sources()}
     value = tie.source.value(sources)
     same = value.shape == target.shape and agree(value, target, tie.source)
@@ -134,8 +134,8 @@ def _put_back(
             undo.keep(tensor)
         declare(lost.home, [tie], optimizers, keep="source" if same else keep or "source", buffers=True)
     what = "its module was replaced"
-    address = (*lost.path, *tie.target)
-    return Mended(address, what if same else f"{what}, with other values", "both" if same else str(keep))
+    address = (*lost.path, *tie.address)
+    return Mended(".".join(address), what if same else f"{what}, with other values", "both" if same else str(keep))
 
 
 def is_cut(module: nn.Module, name: str) -> bool:
@@ -161,7 +161,7 @@ def _mend(
     optimizers: Optimizers | None = None,
 ) -> Mended:
     """Say what would be done for a tie; do it, where there is a way back."""
-    (tie, module, link), name = entry, entry[0].target[-1]
+    (tie, module, link), name = entry, entry[0].address[-1]
     impostor = _impostor(module, name)
     value = link.connect().read().detach()
     same = impostor is None or agree(value, impostor.detach(), link.expression)
@@ -185,7 +185,7 @@ def _mend(
 
 def _undecided(tie: Tie) -> ConflictError:
     return ConflictError(
-        f"'{show_address(tie.target)}' was given a value of its own that differs from its source's.",
+        f"'{show_address(tie.address)}' was given a value of its own that differs from its source's.",
         found=f"{tie} does not hold",
         expected="the name of the value to keep",
         fix='retie(model, keep="source") or retie(model, keep="target")',

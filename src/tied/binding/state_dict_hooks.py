@@ -39,6 +39,19 @@ def attend_target(module: nn.Module) -> None:
     _hook(module, load_live)
 
 
+def name_once(model: nn.Module) -> None:
+    """Have the state dict of `model` name each identity once, under its source, for tools that write it themselves."""
+    if leave_out not in model._state_dict_hooks.values():
+        model._register_state_dict_hook(leave_out)
+
+
+def leave_out(module: nn.Module, state_dict: State, prefix: str, metadata: Any) -> None:
+    """Take the names of live targets out of a state dict that has their sources; a hook of torch's `state_dict`."""
+    for tie, _, link in entries(module):
+        if link.is_live and all(_key(prefix, address) in state_dict for address in tie.source.sources()):
+            state_dict.pop(prefix + tie.target, None)
+
+
 def _hook(module: nn.Module, wanted: Callable[..., None]) -> None:
     hooks: Any = module._load_state_dict_pre_hooks
     if not any(getattr(hook, "hook", None) is wanted for hook in hooks.values()):
@@ -53,15 +66,15 @@ def reconcile_before(
     """Reconcile the keys of every target whose home lies in `module`; a hook of torch's `load_state_dict`."""
     with _begun(prefix):
         found = [(tie, link) for tie, owner, link in entries(module) if link.is_live and _is_in_accord(owner, tie)]
-        given = [tie for tie, _ in found if _key(prefix, tie.target) in state_dict]
+        given = [tie for tie, _ in found if _key(prefix, tie.address) in state_dict]
         sources = dict.fromkeys(_key(prefix, address) for tie in given for address in tie.source.sources())
         lone = [key for key in sources if key not in state_dict]
         reconcile_all(module, state_dict, prefix, keep=None)
         for tie, link in found:  # one name is enough where the source is loaded too
-            if _key(prefix, tie.target) not in state_dict:
-                lone.append(_key(prefix, tie.target))
+            if _key(prefix, tie.address) not in state_dict:
+                lone.append(_key(prefix, tie.address))
                 _settle(state_dict, lone[-1], link)
-        if lone and _is_lenient():
+        if lone and leave_out not in module._state_dict_hooks.values() and _is_lenient():
             missing.extend(lone)
 
 
@@ -105,8 +118,8 @@ def _assign(state: State, key: str, present: Any) -> None:
 
 
 def _is_in_accord(module: nn.Module, tie: Tie) -> bool:
-    slots: Any = live_slots(module, tie.target[-1])
-    return slots is not None and slots.is_in_accord(tie.target[-1])
+    slots: Any = live_slots(module, tie.address[-1])
+    return slots is not None and slots.is_in_accord(tie.address[-1])
 
 
 def _is_lenient() -> bool:
@@ -150,7 +163,7 @@ def _begun(prefix: str) -> Generator[None]:
 def reconcile_all(module: nn.Module, state: State, prefix: str, *, keep: str | None) -> None:
     """Reconcile the keys of every tie whose two ends lie in `module`, each of which has the prefix."""
     found = [(tie, link) for tie, _, link in entries(module)]
-    asked = {_key(prefix, tie.target): state.get(_key(prefix, tie.target)) for tie, _ in found}
+    asked = {_key(prefix, tie.address): state.get(_key(prefix, tie.address)) for tie, _ in found}
     if keep == "mean":
         for group in _connected(found):
             _project_together(state, prefix, group)
@@ -180,13 +193,13 @@ def _connected(found: list[tuple[Tie, Link]]) -> list[list[tuple[Tie, Link]]]:
 
 def _project_together(state: State, prefix: str, ties: list[tuple[Tie, Link]]) -> None:
     """Give sources that several targets of a state dict read the least-squares value over all of them."""
-    ties = [(tie, link) for tie, link in ties if isinstance(state.get(_key(prefix, tie.target)), Tensor)]
+    ties = [(tie, link) for tie, link in ties if isinstance(state.get(_key(prefix, tie.address)), Tensor)]
     if len(ties) < 2:
         return
     uses, given, present = list[tuple[Expression, Tensor]](), dict[Address, Tensor](), dict[Address, Tensor]()
     fixed: set[Address] = set()
     for tie, link in ties:
-        value, now, constant = state[_key(prefix, tie.target)], link.tensors(), link.fixed()
+        value, now, constant = state[_key(prefix, tie.address)], link.tensors(), link.fixed()
         for far, near in zip(tie.source.sources(), link.expression.sources(), strict=True):
             if _key(prefix, far) in state:
                 given[far] = state[_key(prefix, far)].to(value.device)
@@ -199,13 +212,13 @@ def _project_together(state: State, prefix: str, ties: list[tuple[Tie, Link]]) -
         uses += [(ref(address), tensor) for address, tensor in given.items() if address not in fixed]
         state.update({_key(prefix, a): tensor for a, tensor in project(uses, present, fixed).items()})
         for tie, link in ties:
-            _settle(state, _key(prefix, tie.target), link)
+            _settle(state, _key(prefix, tie.address), link)
 
 
 def _refuse_rivals(state: State, prefix: str, ties: list[Tie], asked: Mapping[str, Any]) -> None:
     """Refuse targets that ask for different values of one source: the last one would have won."""
     for tie in ties:
-        value = asked[_key(prefix, tie.target)]
+        value = asked[_key(prefix, tie.address)]
         keys = {address: _key(prefix, address) for address in tie.source.sources()}
         if not isinstance(value, Tensor) or not all(key in state for key in keys.values()):
             continue
@@ -213,7 +226,7 @@ def _refuse_rivals(state: State, prefix: str, ties: list[Tie], asked: Mapping[st
         if _fits(tie.source, tensors, value) and not agree(tie.source.value(tensors), value, tie.source):
             raise ConflictError(
                 "The targets in this state dict ask for different values of one source.",
-                found=f"no source keeps '{_key(prefix, tie.target)}' as it is",
+                found=f"no source keeps '{_key(prefix, tie.address)}' as it is",
                 expected="targets that agree",
                 fix="keep='mean' for the least-squares source, or keep='source'",
             )
@@ -226,7 +239,7 @@ def reconcile(state: State, prefix: str, tie: Tie, link: Link, *, keep: str | No
         ConflictError: target and sources differ, and `keep` names no winner.
         InverseError: the sources are missing, and none give the target's value.
     """
-    key = prefix + ".".join(tie.target)
+    key = prefix + tie.target
     value = state.get(key)
     if not isinstance(value, Tensor) or _is_settled(link, value):
         return

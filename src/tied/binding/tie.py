@@ -128,33 +128,33 @@ def declare(
     optimizers = optimizers or Optimizers()
     tree = ModuleTree(model)
     wanted = at_first_places(tree, wanted)
-    present = {entry.target: entry.source for entry, _, _ in entries(model)}
-    known = {t for t in wanted if t.target in present and t.source.substitute(present) == present[t.target]}
+    present = {entry.address: entry.source for entry, _, _ in entries(model)}
+    known = {t for t in wanted if t.address in present and t.source.substitute(present) == present[t.address]}
     asked = list(dict.fromkeys(wanted))
     wanted = [each for each in asked if each not in known]
     others = set[Address]()
     for each in wanted:
         _check_target(tree, each, others, buffers)
-        others.add(each.target)
-    roots = resolve(present | {each.target: each.source for each in wanted})
-    new = [Tie(each.target, roots[each.target]) for each in wanted]
+        others.add(each.address)
+    roots = resolve(present | {each.address: each.source for each in wanted})
+    new = [Tie(each.address, roots[each.address]) for each in wanted]
     for each in new:
         check_fit(tree, each)
     values = _winners(tree, new, keep)
     moved = [Tie(target, roots[target]) for target, source in present.items() if roots[target] != source]
     for each in new:
-        dropped, sources = tree.slot(each.target).tensor, {a: tree.slot(a).tensor for a in each.source.sources()}
+        dropped, sources = tree.slot(each.address).tensor, {a: tree.slot(a).tensor for a in each.source.sources()}
         let_go(each, dropped, sources, optimizers, won=keep == "target")
     _act(tree, [*new, *moved], values, optimizers)
-    return tuple(Tie(each.target, roots[each.target]) for each in asked)
+    return tuple(Tie(each.address, roots[each.address]) for each in asked)
 
 
 # -- checks -----------------------------------------------------------------------------------------
 
 
 def _check_target(tree: ModuleTree, tie: Tie, others: set[Address], buffers: bool) -> None:
-    slot, shown = tree.tensor_slot(tie.target), show_address(tie.target)
-    if slot.kind == "tied" or tie.target in others:
+    slot, shown = tree.tensor_slot(tie.address), show_address(tie.address)
+    if slot.kind == "tied" or tie.address in others:
         definition = links(slot.owner)[slot.name].expression if slot.kind == "tied" else "another source in this call"
         raise TwiceTiedError(
             f"'{shown}' is tied already.",
@@ -181,14 +181,14 @@ def _check_target(tree: ModuleTree, tie: Tie, others: set[Address], buffers: boo
 def check_fit(tree: ModuleTree, tie: Tie) -> None:
     """Refuse an expression that does not give what the target is."""
     sources = {address: tree.tensor_slot(address) for address in tie.source.sources()}
-    target = tree.tensor_slot(tie.target).tensor
+    target = tree.tensor_slot(tie.address).tensor
     metas = {address: meta(slot.tensor) for address, slot in sources.items()}
     result = tie.source.infer(metas)
     if result.shape != target.shape:
         raise _misfit(tie, result, target, metas)
     if result.dtype != target.dtype:
         raise DtypeError(
-            f"'{tie.source}' and '{show_address(tie.target)}' differ in dtype.",
+            f"'{tie.source}' and '{show_address(tie.address)}' differ in dtype.",
             found=str(result.dtype),
             expected=str(target.dtype),
             fix=f"convert one of the modules, or read it as '{tie.source.to(target.dtype)}'",
@@ -206,7 +206,7 @@ def _misfit(tie: Tie, result: Tensor, target: Tensor, metas: Mapping[Address, Te
     found = f"({', '.join(map(str, result.shape))})"
     fitting = [str(e) for e in _candidates(tie.source, result, target) if _shape_of(e, metas) == target.shape]
     return ShapeError(
-        f"'{tie.source}' does not have the shape of '{show_address(tie.target)}'.",
+        f"'{tie.source}' does not have the shape of '{show_address(tie.address)}'.",
         found=f"shape {found}",
         expected=f"shape ({', '.join(map(str, target.shape))})",
         fix=f"did you mean '{fitting[0]}'?" if fitting else "use a transform that gives this shape",
@@ -238,7 +238,7 @@ def _check_devices(tie: Tie, sources: Mapping[Address, torch.device], target: to
     found = tie.source.devices(sources) | {target}
     if len(found) > 1:
         raise DeviceError(
-            f"'{show_address(tie.target)}' and what it is tied to live on different devices.",
+            f"'{show_address(tie.address)}' and what it is tied to live on different devices.",
             found=" and ".join(sorted(str(device) for device in found)),
             expected="one device",
             fix="give the meta part memory first: module.to_empty(device='cpu')"
@@ -291,7 +291,7 @@ def _winners(tree: ModuleTree, new: Sequence[Tie], keep: Keep) -> dict[Address, 
             expected="a plain parameter as the source",
             fix="keep='source', or remove the parametrization first",
         )
-    uses = [(each.source, tree.slot(each.target).tensor.detach()) for each in new]
+    uses = [(each.source, tree.slot(each.address).tensor.detach()) for each in new]
     own = [(Ref(address), tensor) for address, tensor in tensors.items() if address not in fixed]
     if keep == "mean":
         return project(uses + own, tensors, fixed)
@@ -310,7 +310,7 @@ def _check_winners(
         if not agree(expression.value(tensors), value, expression):
             raise ConflictError(
                 "The targets ask for different values of one source.",
-                found=f"no source keeps '{show_address(each.target)}' as it is",
+                found=f"no source keeps '{show_address(each.address)}' as it is",
                 expected="targets that agree",
                 fix='keep="mean" for the least-squares source, or keep="source"',
             )
@@ -322,7 +322,7 @@ def _check_winners(
 def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor], optimizers: Optimizers) -> None:
     """Write the values, install the links, tell the optimizers; all or nothing."""
     with Transaction(on_the_way(tree.model, ties)) as undo:
-        prepared = [(each, tree.slot(each.target), *_link(tree.model, each)) for each in ties]
+        prepared = [(each, tree.slot(each.address), *_link(tree.model, each)) for each in ties]
         for home in {id(home): home for *_, home in prepared}.values():
             plant(home).known.update(home.modules())
         names = dict[nn.Module, set[str]]()
@@ -348,14 +348,14 @@ def _act(tree: ModuleTree, ties: Sequence[Tie], values: Mapping[Address, Tensor]
 
 def _link(model: nn.Module, tie: Tie) -> tuple[Link, nn.Module]:
     """Make the link of a tie, with addresses from the innermost module that holds both ends."""
-    paths = [tie.target[:-1], *(address[:-1] for address in tie.source.sources())]
+    paths = [tie.address[:-1], *(address[:-1] for address in tie.source.sources())]
     depth = 0
     while all(len(path) > depth for path in paths) and len({path[depth] for path in paths}) == 1:
         depth += 1
-    home = model.get_submodule(".".join(tie.target[:depth]))
+    home = model.get_submodule(".".join(tie.address[:depth]))
     near = {address: Ref(address[depth:]) for address in tie.source.sources()}
     link = Link.between(tie.source.substitute(near), home)
-    link.place = tie.target[depth:]
+    link.place = tie.address[depth:]
     return link, home
 
 

@@ -162,7 +162,7 @@ def _refuse_text(private: object) -> None:
 
 
 def _without_private(wanted: list[Tie], private: Sequence[str]) -> list[Tie]:
-    names = [show_address(tie.target) for tie in wanted]
+    names = [show_address(tie.address) for tie in wanted]
     unused = [glob for glob in private if not fnmatch.filter(names, glob)]
     if unused and wanted:
         raise AddressError(

@@ -60,7 +60,7 @@ def untie(model: nn.Module, target: str | None = None, *, optimizer: Any = None)
         found = _selected(model, target)
         optimizers = Optimizers(optimizer, model)
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-            own = [_own(link, read(module, tie.target[-1], link)) for tie, module, link in found]
+            own = [_own(link, read(module, tie.address[-1], link)) for tie, module, link in found]
         for (tie, _, link), tensor in zip(found, own, strict=True):
             take_up(tie, tensor, link, optimizers)
         last = {m: (tie, frozenset(name for name in links(m) if is_late(m, name))) for tie, m, _ in found}
@@ -68,7 +68,7 @@ def untie(model: nn.Module, target: str | None = None, *, optimizer: Any = None)
             for (tie, module, link), tensor in zip(found, own, strict=True):
                 link.forget()
                 end, names = last[module]
-                uninstall(module, tie.target[-1], tensor, also=() if end is tie else names)
+                uninstall(module, tie.address[-1], tensor, also=() if end is tie else names)
             note = leave(model, [tie for tie, _, _ in found], undo)
             undo.callback(optimizers.undo())
             optimizers.commit()
@@ -84,7 +84,7 @@ def _selected(model: nn.Module, target: str | None) -> list[tuple[Tie, nn.Module
     tree = ModuleTree(model)
     address = parse_address(target, tree)
     tree.slot(address)
-    chosen = [entry for entry in found if entry[0].target[: len(address)] == address]
+    chosen = [entry for entry in found if entry[0].address[: len(address)] == address]
     if not chosen:
         raise KindError(
             f"'{show_address(address)}' is not tied.",

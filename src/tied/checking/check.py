@@ -101,7 +101,7 @@ def _look(
     judged = list(judge(seen))
     apart = {each.group.names: each for each in judged if isinstance(each, Apart)}
     equal = equal_groups(seen, {name for names in apart for name in names})
-    groups = collapse([*seen.groups, *(each.group for each in apart.values()), *equal], inventory)
+    groups = collapse([*seen.groups, *(each.group for each in apart.values()), *equal], inventory, entire=apart)
     traced, notes = _traced(inventory, inputs)
     in_forward = (*called(inventory.modules, traced.calls), *used(inventory, traced))
     findings = [each for each in judged if isinstance(each, Finding)]
@@ -153,7 +153,10 @@ def _half_tied(seen: Seen, group: Group, leaf: Group) -> Finding:
         fix = f"m = model.get_submodule({quoted(path)}); m.{attribute} = m.{attribute}.clone()"
         is_note = len(buffers) == len(leaf.names)
         return finding("TIE110", group.names, what, "" if is_note else fix, severity=None if is_note else "warning")
-    what = f"{_listed(group)} are Parameters over one memory: an optimizer steps it several times, and casts part it."
+    verb = "hold" if group.parts else "are"
+    what = (
+        f"{_listed(group)} {verb} Parameters over one memory: an optimizer steps it several times, and casts part it."
+    )
     return finding("TIE101", group.names, what, fix_of_half_tied(seen, group))
 
 

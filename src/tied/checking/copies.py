@@ -1,31 +1,30 @@
 """Copies: equal values in separate memory, as they are, transposed, as rows of a larger tensor, or scaled.
 
-Owns: finding them without comparing every pair, and what is no news: constants and other patterns that
-initialization makes again and again. Reads values, and only where two tensors could be copies by their shapes.
-Read next: `check.py`.
+Owns: finding them without comparing every pair. Reads values, and only where two tensors could be copies by their
+shapes. Read next: `fingerprints.py`, then `row_copies.py` and `patterns.py`.
 
-A few entries on the diagonal of a tensor are those of its transpose too; so tensors that are copies have equal
-samples there, or proportional ones. Only what agrees in the samples is compared whole.
+Law: every copy is compared whole, and so is next to nothing else. Tensors that agree in their samples are compared with
+the first of them; what differs from it is read once more, for its sum, and compared with what has the same sum. So a
+tensor is read a few times, whatever the others hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
+from tied.checking.fingerprints import Numbers, alike, constants, mixed, near, projections, samples, sums
+from tied.checking.patterns import is_pattern
+from tied.checking.row_copies import Kind, rows_of_larger
 from tied.memory import IDENTITY
 from tied.memory.overlap import PLAIN
 
-Kind = tuple[torch.dtype, torch.device, torch.Size]
-
 FEWEST = 16  # numbers; less than that may be equal by chance of rounding, and saves nothing
-SAMPLES = 8
-_STACKED = 1024  # tensors up to this size are sampled together
+_MOST = 4  # so many are compared with each other, up to a factor, if nothing tells them apart
 
 
 class Copy(NamedTuple):
@@ -45,17 +44,15 @@ def copies(tensors: Sequence[Tensor]) -> list[Copy]:
         >>> copies([w, w.t().clone(), torch.ones(8, 4), torch.ones(8, 4), w[2:6].clone()])
         [Copy(first=0, other=1, transform='.T', factor=1.0), Copy(first=0, other=4, transform='[2:6]', factor=1.0)]
     """
-    found: dict[int, Copy] = {}
     kinds = _kinds(tensors)
     turned: dict[Hashable, list[int]] = {}
     for (dtype, device, shape), places in kinds.items():
-        turned.setdefault((dtype, device, tuple(sorted(shape))), []).extend(places)
+        turned.setdefault((dtype, device, tuple(sorted(shape[:2])), shape[2:]), []).extend(places)
+    found: dict[int, Copy] = {}
     for places in turned.values():
         if len(places) > 1:
-            for copy in _same_size(tensors, sorted(places)):
-                found.setdefault(copy.other, copy)
-    for copy in _rows(tensors, kinds, found):
-        found.setdefault(copy.other, copy)
+            found |= {copy.other: copy for copy in _OneSize(tensors, sorted(places)).copies()}
+    found |= {part: Copy(whole, part, what) for whole, part, what in rows_of_larger(tensors, kinds, found)}
     return sorted(found.values())
 
 
@@ -63,86 +60,112 @@ def _kinds(tensors: Sequence[Tensor]) -> dict[Kind, list[int]]:
     """Sort the tensors that can be read by dtype, device and shape."""
     kinds: dict[Kind, list[int]] = {}
     for place, tensor in enumerate(tensors):
-        is_plain = type(tensor) in PLAIN and tensor.numel() >= FEWEST and tensor.layout is torch.strided
-        if is_plain and not tensor.is_nested:
+        is_plain = type(tensor) in PLAIN and tensor.layout is torch.strided and not tensor.is_nested
+        if is_plain and tensor.numel() >= FEWEST:
             kinds.setdefault((tensor.dtype, tensor.device, tensor.shape), []).append(place)
     return {(t, d, s): places for (t, d, s), places in kinds.items() if t.is_floating_point and d.type != "meta"}
 
 
-# -- of one size --------------------------------------------------------------------------------------
+class _OneSize:
+    """Tensors of one dtype on one device, of one shape up to the order of the first two dimensions."""
 
+    def __init__(self, tensors: Sequence[Tensor], places: list[int]) -> None:
+        self._tensors, self._places = [tensors[place] for place in places], places
+        self._samples = samples(self._tensors)
+        self._settled, self._patterns = set[int](), dict[int, bool]()
 
-def _same_size(tensors: Sequence[Tensor], places: list[int]) -> Iterator[Copy]:
-    """Yield copies among tensors whose shapes have the same sizes, in whichever order."""
-    leaders: dict[int, list[int]] = {}
-    for index, key in _repeated(_directions(_samples([tensors[place] for place in places]))):
-        bucket, place = leaders.setdefault(key, []), places[index]
-        copy = next((c for first in bucket if (c := _compare(tensors, first, place)) is not None), None)
-        if copy is None:
-            bucket.append(place)
-        else:
-            yield copy
+    def copies(self) -> Iterator[Copy]:
+        """Yield what is a copy of an earlier one: exactly, then up to a factor."""
+        for indices in alike(mixed(self._samples)):
+            yield from self._told(self._exact(indices))
+        if self._tensors[0].numel() >= 4 * FEWEST:
+            left = [index for index in range(len(self._tensors)) if index not in self._settled]
+            yield from self._told(self._scaled(np.array(left, np.int64)))
 
+    def _told(self, found: Iterable[Copy]) -> Iterator[Copy]:
+        """Yield copies with the positions of the caller, but for patterns."""
+        for copy in found:
+            self._settled.add(copy.other)
+            ends = {copy.first} if copy.transform == IDENTITY and copy.factor == 1 else {copy.first, copy.other}
+            if not any(map(self._is_pattern, ends)):
+                yield copy._replace(first=self._places[copy.first], other=self._places[copy.other])
 
-def _samples(tensors: list[Tensor]) -> np.ndarray[Any, Any]:
-    """Return a few numbers of each tensor, from places that a transposition leaves where they are."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        shapes.setdefault(tensor.shape, []).append(index)
-    rows = np.empty((len(tensors), SAMPLES), np.float64)
-    with torch.no_grad():
-        for shape, indices in shapes.items():
-            same = [tensors[index] for index in indices]
-            wanted = _diagonal(shape)
-            if same[0].numel() <= _STACKED:
-                taken = _wide(torch.stack(same))[(slice(None), *wanted)]
+    def _is_pattern(self, index: int) -> bool:
+        if index not in self._patterns:
+            self._patterns[index] = is_pattern(self._tensors[index])
+        return self._patterns[index]
+
+    # -- exactly
+
+    def _exact(self, indices: list[int]) -> Iterator[Copy]:
+        """Yield the copies among tensors whose samples are equal."""
+        if (self._samples[indices[0]] == self._samples[indices[0], 0]).all():
+            constant = constants([self._tensors[index] for index in indices]).tolist()
+            self._settled.update(index for index, is_one in zip(indices, constant, strict=True) if is_one)
+            indices = [index for index in indices if index not in self._settled]
+        left = (yield from self._of_first(indices)) if indices else []
+        for places in alike(sums([self._tensors[index] for index in left])) if len(left) > 1 else ():
+            yield from self._of_first([left[place] for place in places])
+
+    def _of_first(self, indices: list[int]) -> Iterator[Copy]:
+        """Yield what is a copy of the first; return the rest."""
+        first, *others = indices
+        left: list[int] = []
+        for other in others:
+            one, two = self._tensors[first].detach(), self._tensors[other].detach()
+            transform = next((what for what, view in _views(one, two) if torch.equal(view, two)), None)
+            if transform is None:
+                left.append(other)
             else:
-                taken = torch.stack([_wide(tensor)[wanted] for tensor in same])
-            rows[indices] = taken.double().cpu().numpy()
-    return rows
+                yield Copy(first, other, transform)
+        return left
 
+    # -- up to a factor
 
-def _wide(tensor: Tensor) -> Tensor:
-    """Return numbers of eight bits as wider ones, for torch computes little with them."""
-    return tensor.float() if tensor.element_size() == 1 else tensor
+    def _scaled(self, left: Numbers) -> Iterator[Copy]:
+        """Yield the copies among tensors that are not equal, as far as rounding lets them be told apart."""
+        some = self._samples[left]
+        with np.errstate(all="ignore"):
+            norms = np.sqrt((some * some).sum(1, keepdims=True))
+            directions = np.abs(some) / np.where(norms == 0, 1, norms)
+        finite = np.isfinite(directions).all(1)
+        left, directions = left[finite], directions[finite]
+        eps = torch.finfo(self._tensors[0].dtype).eps
+        for run in near(directions, 4 * eps):
+            for some in [run] if len(run) <= _MOST else self._narrowed(left, directions, run, eps):
+                yield from self._factors([index for index in left[some].tolist() if index not in self._settled])
 
+    def _narrowed(self, left: Numbers, directions: Numbers, run: list[int], eps: float) -> Iterator[list[int]]:
+        """Cut a run of many into cells, once between the lines of the other time; then by what takes a reading."""
+        chosen, seen = np.array(run), set[tuple[int, ...]]()
+        for shift in (0, 0.5):
+            for cell in alike(mixed(np.floor(directions[chosen] / (8 * eps) + shift))):
+                indices = chosen[cell]
+                if len(indices) <= _MOST:
+                    yield indices.tolist()
+                elif tuple(cell) not in seen:
+                    seen.add(tuple(cell))
+                    found = projections([self._tensors[index] for index in left[indices].tolist()])
+                    finite = np.isfinite(found).all(1)
+                    yield from (indices[finite][part].tolist() for part in near(found[finite], 16 * eps))
 
-def _diagonal(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Return indices of entries along the diagonal of all dimensions that are as long as the shortest two allow."""
-    if len(shape) == 1:
-        return (torch.linspace(0, shape[0] - 1, SAMPLES).long(),)
-    steps = torch.linspace(0, min(sorted(shape)[-2:]) - 1, SAMPLES).long()
-    return tuple(steps.clamp(max=size - 1) for size in shape)
+    def _factors(self, indices: list[int]) -> Iterator[Copy]:
+        """Yield what is a multiple of one of the first few that are no multiples themselves."""
+        leaders: list[int] = []
+        for other in indices:
+            copy = next((found for first in leaders if (found := self._multiple(first, other))), None)
+            if copy is not None:
+                yield copy
+            elif len(leaders) < _MOST:
+                leaders.append(other)
 
-
-def _directions(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return what proportional samples have in common, to one digit each, as one integer; 0 where all are equal."""
-    leading = np.take_along_axis(samples, np.abs(samples).argmax(axis=1)[:, None], axis=1)
-    with np.errstate(all="ignore"):
-        directions = samples / leading  # not a number where the leading one is 0, infinite, or none itself
-    constant = np.isnan(directions).any(axis=1) | (directions == 1).all(axis=1)
-    digits = np.where(constant[:, None], 0, np.round(10 * directions)).astype(np.int8)
-    return np.ascontiguousarray(digits).view(np.int64)[:, 0]
-
-
-def _repeated(keys: np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:
-    """Yield the index and the value of what stands several times, and is not 0."""
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    for index in np.flatnonzero((counts[inverse] > 1) & (keys != 0)).tolist():
-        yield index, int(keys[index])
-
-
-def _compare(tensors: Sequence[Tensor], first: int, other: int) -> Copy | None:
-    """Compare two tensors whole: as they are, transposed, and up to a constant factor."""
-    one, two = tensors[first].detach(), tensors[other].detach()
-    for transform, view in _views(one, two):
-        if torch.equal(view, two):
-            return None if is_pattern(two) else Copy(first, other, transform)
-    for transform, view in _views(one, two):
-        factor = _factor(view, two)
-        if factor is not None:
-            return None if is_pattern(one) or is_pattern(two) else Copy(first, other, transform, factor)
-    return None
+    def _multiple(self, first: int, other: int) -> Copy | None:
+        one, two = self._tensors[first].detach(), self._tensors[other].detach()
+        for transform, view in _views(one, two):
+            factor = _factor(view, two)
+            if factor is not None:
+                return Copy(first, other, transform, factor)
+        return None
 
 
 def _views(one: Tensor, two: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -156,8 +179,6 @@ def _views(one: Tensor, two: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def _factor(one: Tensor, two: Tensor) -> float | None:
     """Return the constant `c` of `two == c * one`, up to the rounding of the dtype; None where there is none."""
-    if one.numel() < 4 * FEWEST:
-        return None
     source, target = one.double(), two.double()
     square, product = float((source * source).sum()), float((source * target).sum())
     if not (np.isfinite(square) and np.isfinite(product) and square and product):
@@ -167,107 +188,3 @@ def _factor(one: Tensor, two: Tensor) -> float | None:
         return None  # nearly equal: two that have drifted
     error = (source * factor - target).abs()
     return factor if bool((error <= tolerance * target.abs() + tolerance * 1e-3 * target.abs().max()).all()) else None
-
-
-# -- rows of a larger one -----------------------------------------------------------------------------
-
-
-def _rows(tensors: Sequence[Tensor], kinds: Mapping[Kind, list[int]], known: Collection[int]) -> Iterator[Copy]:
-    """Yield tensors that are consecutive rows of a larger one: a part of a fused weight, a cut vocabulary."""
-    widths: dict[Hashable, list[list[int]]] = {}
-    for (dtype, device, shape), places in kinds.items():
-        news = [place for place in places if place not in known] if len(shape) > 1 and shape[1:].numel() >= 4 else []
-        if news:
-            widths.setdefault((dtype, device, shape[1:]), []).append(news)
-    for several in widths.values():
-        if len(several) > 1:  # of so many numbers of rows
-            same = [place for places in several for place in places]
-            yield from _rows_of_one_width(tensors, sorted(same, key=lambda p: (-tensors[p].shape[0], p)))
-
-
-def _rows_of_one_width(tensors: Sequence[Tensor], places: list[int]) -> Iterator[Copy]:
-    """Yield copies among tensors of one width, which are sorted by their number of rows, the largest first."""
-    heads = _heads(tensors, places, rows=1)
-    fewest = tensors[places[-1]].shape[0]
-    larger = [place for place in places if tensors[place].shape[0] > fewest]
-    keys = _heads(tensors, larger)
-    origins = np.repeat(larger, [tensors[place].shape[0] for place in larger])
-    firsts = np.cumsum([0, *(tensors[place].shape[0] for place in larger[:-1])])
-    rows = np.arange(len(keys)) - np.repeat(firsts, [tensors[place].shape[0] for place in larger])
-    known: dict[bytes, list[tuple[int, int]]] = {}
-    for hit in np.flatnonzero(np.isin(keys, heads)):
-        known.setdefault(keys[hit].tobytes(), []).append((int(origins[hit]), int(rows[hit])))
-    for head, place in zip(heads, places, strict=True):
-        for whole, row in known.get(head.tobytes(), ()):
-            copy = _as_rows(tensors, whole, row, place)
-            if copy is not None:
-                yield copy
-                break
-
-
-def _as_rows(tensors: Sequence[Tensor], whole: int, row: int, place: int) -> Copy | None:
-    part, larger = tensors[place].detach(), tensors[whole].detach()
-    end, count = row + part.shape[0], larger.shape[0]
-    if not part.shape[0] < count >= end or not torch.equal(larger[row:end], part) or is_pattern(part):
-        return None
-    return Copy(whole, place, f"[{row or ''}:{end if end < count else ''}]")
-
-
-def _heads(tensors: Sequence[Tensor], places: list[int], rows: int | None = None) -> np.ndarray[Any, Any]:
-    """Return the first four numbers of the rows of tensors, one after the other, each as one value."""
-    shapes: dict[int, list[Tensor]] = {}
-    for place in places:
-        shapes.setdefault(tensors[place].shape[0], []).append(tensors[place])
-    with torch.no_grad():  # `places` are sorted by their number of rows, so that the order stays
-        taken = [torch.stack([_corner(t, rows) for t in same]).flatten(0, 1).double().cpu() for same in shapes.values()]
-    return np.ascontiguousarray(torch.cat(taken).numpy()).view("V32")[:, 0]
-
-
-def _corner(tensor: Tensor, rows: int | None) -> Tensor:
-    return (tensor if tensor.dim() == 2 else tensor.flatten(1))[:rows, :4]
-
-
-# -- of two ------------------------------------------------------------------------------------------
-
-
-def is_readable(tensor: Tensor) -> bool:
-    """Tell whether the values of a tensor are here, all of them: there are none on meta, and a shard is not all."""
-    return not (is_lazy(tensor) or tensor.is_meta or hasattr(tensor, "fake_mode") or hasattr(tensor, "_local_tensor"))
-
-
-def equal_values(one: Tensor, other: Tensor) -> bool | None:
-    """Tell whether two tensors are equal; None where these cannot be read or compared."""
-    if not is_readable(one) or not is_readable(other):
-        return None
-    try:
-        return torch.equal(one.detach().cpu(), other.detach().cpu())
-    except (RuntimeError, NotImplementedError, TypeError):  # kinds of tensors that torch does not compare
-        return None
-
-
-# -- no news ------------------------------------------------------------------------------------------
-
-
-def is_pattern(tensor: Tensor) -> bool:
-    """Tell whether a tensor is one that initialization makes again and again, so that equality says nothing.
-
-    Two values at most (constants, identities, masks), one row or one column repeated, a ramp, a table of sines.
-    """
-    tensor = _wide(tensor.detach())
-    first = tensor.flatten()[0]
-    others = tensor[tensor != first]
-    if not others.numel() or bool((others == others[0]).all()):
-        return True
-    if tensor.dim() == 1:
-        steps = tensor.diff()
-        return bool((steps >= 0).all() or (steps <= 0).all())
-    same_rows, same_columns = bool((tensor == tensor[:1]).all()), bool((tensor == tensor[..., :1]).all())
-    return same_rows or same_columns or _is_sinusoidal(tensor)
-
-
-def _is_sinusoidal(tensor: Tensor) -> bool:
-    """Tell whether every row holds as many sines as cosines of the same angles; rows of padding are zero."""
-    if tensor.dim() != 2 or float(tensor.abs().max()) > 1:
-        return False
-    squares = tensor.double().square().sum(1)
-    return bool(((squares - tensor.shape[1] / 2).abs() < 1e-2)[squares > 0].all())

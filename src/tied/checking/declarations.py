@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tied.checking.copies import equal_values
 from tied.checking.groups import group_of, suffix
 from tied.checking.inventory import Inventory
 from tied.checking.library_ties import Pair, is_offloaded, pairs, rules, transformers_models, undone
+from tied.checking.patterns import equal_values
 from tied.ledger import cuts
 from tied.memory import IDENTITY, OVERLAP
 from tied.reporting.facts import Finding, Group, State, expression, quoted
@@ -129,7 +129,7 @@ def at(path: str) -> str:
 
 def _cut(seen: Seen) -> Iterator[Apart]:
     for cut in cuts(seen.inventory.model) if seen.inventory.has_ties else ():
-        target, sources = ".".join(cut.target), [".".join(address) for address in cut.source.sources()]
+        target, sources = cut.target, [".".join(address) for address in cut.source.sources()]
         transforms = [IDENTITY, *["source"] * (len(sources) - 1), suffix(cut.source)]
         group = group_of("declared", [*sources, target], transforms, seen.inventory.tensor(sources[0]))
         yield Apart(group, "TIE109", Pair(target, sources[0], "tied", ""))

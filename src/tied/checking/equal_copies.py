@@ -1,7 +1,7 @@
 """Equal copies as groups: which Parameters of a model hold equal values in separate memory, and which are news.
 
 Owns: what is left out: what is declared (and judged there), tables that nobody trains, and modules that were cloned
-and never trained. Must not compare tensors itself: `copies.py` does. Read next: `collapse.py`.
+and never trained. Must not compare tensors itself: `copies.py` does. Read next: `reporting/fold.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from functools import cached_property
 
 from torch import Tensor
 
-from tied.checking.collapse import above, paths, whole
-from tied.checking.copies import Copy, copies, equal_values, is_readable
+from tied.checking.copies import Copy, copies
 from tied.checking.declarations import Seen
 from tied.checking.groups import group_of
+from tied.checking.patterns import equal_values, is_readable
 from tied.memory import IDENTITY
 from tied.reporting.facts import Group, spelled
+from tied.reporting.fold import above, paths, whole
 
 
 def equal_groups(seen: Seen, judged: Collection[str]) -> Iterator[Group]:

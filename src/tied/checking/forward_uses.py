@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from tied.checking.collapse import above
 from tied.checking.forward_trace import Seen, Use, key
 from tied.checking.groups import name_of
 from tied.checking.inventory import Inventory
@@ -19,6 +18,7 @@ from tied.checking.library_ties import tied_layers
 from tied.memory import OVERLAP
 from tied.memory.overlap import overlapping, shape_of, size_of
 from tied.reporting.facts import Finding, Group, quoted, spelled
+from tied.reporting.fold import above
 from tied.reporting.rules import finding
 
 

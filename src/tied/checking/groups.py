@@ -1,7 +1,7 @@
 """Groups: which names of a model share memory, and what each of them is of the first.
 
 Owns: `groups`, and the sums over them. Must not change a model, nor read values.
-Read next: `collapse.py`, which says the same of whole modules; `memory/overlap.py` finds the overlaps.
+Read next: `reporting/fold.py`, which says the same of whole modules; `memory/overlap.py` finds the overlaps.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def _with_ledger(inventory: Inventory, found: list[Group]) -> Iterator[Group]:
     known = {name: index for index, group in enumerate(found) for name in group.names}
     more: list[Group] = []
     for prefix, tie, module in _ties(inventory):
-        if tie.target[-1] in module._parameters or tie.target[-1] in module._buffers:
+        if tie.address[-1] in module._parameters or tie.address[-1] in module._buffers:
             continue  # it holds its source's tensor, as every group of one tensor does; or it was cut
-        target, sources = prefix + ".".join(tie.target), [prefix + ".".join(s) for s in tie.source.sources()]
+        target, sources = prefix + tie.target, [prefix + ".".join(s) for s in tie.source.sources()]
         first = inventory.tensor(sources[0])
         if len(sources) > 1:
             more.append(_several(inventory, target, sources, tie.source))
@@ -159,7 +159,7 @@ def size_without_sharing(inventory: Inventory) -> int:
     """Return the bytes that all names would take if each had its own; targets of computed sources are not known."""
     size = sum(inventory.bytes)
     for prefix, tie, module in _ties(inventory) if inventory.has_ties else ():
-        if is_live(module, tie.target[-1]):
+        if is_live(module, tie.address[-1]):
             continue  # its name has been counted
         sources = {source: inventory.tensor(prefix + ".".join(source)) for source in tie.source.sources()}
         metas = {address: torch.empty_like(t, device="meta") for address, t in sources.items() if t is not None}

@@ -120,16 +120,14 @@ class Inventory:
         path, _, attribute = name.rpartition(".")
         return path in self.modules and attribute in (vars(self.modules[path]).get(LINKS) or ())
 
-    def count_parameters(self, path: str) -> int:
-        """Return how many names of Parameters there are below a path."""
-        module = self.modules[path]
-        return sum(own_parameters(each) for _, each in walk(module)) if module._modules else own_parameters(module)
-
-
-def own_parameters(module: nn.Module) -> int:
-    """Return how many Parameters a module has itself, those included that a tie reads for it."""
-    held = [name for name, parameter in module._parameters.items() if parameter is not None]
-    return len(held) + len(set(vars(module).get(LINKS) or ()).difference(held))
+    @cached_property
+    def parameter_names(self) -> list[str]:
+        """The names of Parameters, those included that a tie computes."""
+        names = self.names[: self.parameters]
+        for path, module in self.modules.items() if self.has_ties else ():
+            targets = [name for name in vars(module).get(LINKS) or () if name not in module._parameters]
+            names += [f"{path}.{name}" if path else name for name in targets]
+        return names
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 STATE = (nn.Module, Tensor, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-CONTAINERS = (dict, list, set, tuple, deque, partial, MethodType)
+MUTABLE = (dict, list, set, deque)
+CONTAINERS = (*MUTABLE, tuple, partial, MethodType)
 MOST_REACHED = 1_000_000  # objects that are looked at on the way from a model to what its functions hold
 
 
@@ -193,7 +194,8 @@ class Repointing:
         """Have the globals that a function names lead to copies; tell whether any does."""
         scope, changed = self._scope(function), False
         for name, value in _named(function):
-            is_ours = isinstance(value, FunctionType) or id(value) in self.memo or self._reaches_a_copied(value)
+            is_ours = isinstance(value, (FunctionType, *MUTABLE)) or id(value) in self.memo
+            is_ours = is_ours or self._reaches_a_copied(value)
             scope[name] = self(value) if is_ours else value
             changed |= scope[name] is not value
         return changed

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # batch and instance norms
 
-from tied.checking.copies import is_readable
 from tied.checking.declarations import Seen
+from tied.checking.patterns import is_readable
 from tied.memory.overlap import PLAIN
 from tied.reporting.facts import Finding, Group, quoted
 from tied.reporting.rules import finding

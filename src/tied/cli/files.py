@@ -20,7 +20,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from tied.cli.near_names import near_file
 from tied.cli.terminal import say
+from tied.cli.wording import said
 
 if TYPE_CHECKING:
     from tied.files.rewriting.rewrite import Tell
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 NOT_WRITTEN, INTERRUPTED = 2, 130
 LARGE = 1 << 26
+WINNERS = ("source", "target", "mean")
+UNWRITTEN = "Nothing was written."
 
 Old = Annotated[Path, typer.Argument(metavar="IN", help="A safetensors file, an index, a folder, or a .pt.")]
 New = Annotated[Path, typer.Argument(metavar="OUT", help="The new file, or the new folder for shards.")]
@@ -70,6 +74,8 @@ def repair(
 
     Exit status: 0 written, 2 not written.
     """
+    if keep and keep not in WINNERS:
+        _stop("repair", f"--keep must be {', '.join(WINNERS[:-1])} or {WINNERS[-1]}, not {keep!r}\n{UNWRITTEN}")
     from tied.files import repair as do
 
     winner: Any = keep or None
@@ -85,11 +91,13 @@ def _run(command: str, target: Path, work: Callable[[Tell], Rewritten]) -> None:
         with _ended_by_signals(), _progress() as tell:
             done = work(tell)
     except TieError as error:
-        _stop(command, str(error))
+        _stop(command, said(error, state=UNWRITTEN))
     except OSError as error:
-        _stop(command, f"{error.strerror or error}: {str(_meant(error, target))!a}\nNothing was written.")
+        path = _meant(error, target)
+        near = near_file(path) if isinstance(error, FileNotFoundError) else ""
+        _stop(command, f"{error.strerror or error}: {str(path)!a}{near}\n{UNWRITTEN}")
     except MemoryError:
-        _stop(command, "out of memory\nNothing was written.")
+        _stop(command, f"out of memory\n{UNWRITTEN}")
     except KeyboardInterrupt:
         say("Interrupted; nothing was written.")
         raise typer.Exit(INTERRUPTED) from None

@@ -1,13 +1,17 @@
-"""How tables and progress look on a terminal, and without one.
+"""How tables, reports and progress look on a terminal, and without one.
 
 Owns: every use of rich. Data goes to stdout, commentary to stderr; colors appear on a terminal only, and
-never carry meaning alone.
+never carry meaning alone. `NO_COLOR`, `FORCE_COLOR`, `TERM=dumb` and `COLUMNS` are followed.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,13 +26,18 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from tied.reporting.facts import Facts
+from tied.reporting.sarif import harmless
 from tied.reporting.table import Cell, Table, fit, to_text
+from tied.reporting.text import heading_of, lines_of_fix, to_text as report_to_text, verdict
 
 if TYPE_CHECKING:
     from tied.study.progress import Progress
 
 STYLES = {"plain": "", "good": "green", "bad": "bold red"}
-PLAIN_WIDTH = 100
+COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
+PLAIN_WIDTH, NARROWEST = 100, 20
+FIX = "  fix: "
 
 
 def say(text: str) -> None:
@@ -36,9 +45,74 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class Line(NamedTuple):
+    """One line: the severity that colors it, and how it is wrapped where it is too long.
+
+    Attributes:
+        text: Safe to print.
+        severity: "" for no color.
+        indent: Of the lines that follow when it is wrapped; None where it is never wrapped, as code is not.
+    """
+
+    text: str
+    severity: str = ""
+    indent: int | None = None
+
+
+def show_lines(lines: Iterable[Line], *, wrapped: bool = False) -> None:
+    """Print lines to stdout: on a terminal in color and wrapped at its width; elsewhere as they are, or `wrapped`."""
+    console = _console()
+    width = max(_width(console), NARROWEST)
+    for line in lines:
+        folded = _folded(line, width) if wrapped or console.is_terminal else line.text
+        if console.is_terminal:
+            console.print(Text(folded, style=COLORS.get(line.severity, "")), soft_wrap=True)
+        else:
+            print(folded)
+
+
+def show_reports(reports: Iterable[Facts]) -> None:
+    """Print reports to stdout as text: on a terminal colored by severity, elsewhere plain."""
+    console = _console()
+    width = max(_width(console), NARROWEST)
+    for number, report in enumerate(reports):
+        if number:
+            print()
+        show_lines(_lines_of(report, width)) if console.is_terminal else print(report_to_text(report))
+
+
+def _lines_of(report: Facts, width: int) -> Iterator[Line]:
+    """Yield the text of a report, line by line; a fix is never wrapped, for it is to be pasted."""
+    severities = {heading_of(finding): finding.severity for finding in report.findings}
+    if report.findings:
+        severities[f"{verdict(report).capitalize()}."] = report.findings[0].severity
+    fixes = {harmless(line) for finding in report.findings for line in lines_of_fix(finding)}
+    for text in report_to_text(report, width).splitlines():
+        is_fix = text.startswith((FIX, " " * len(FIX))) and text[len(FIX) :] in fixes
+        indent = None if is_fix else len(text) - len(text.lstrip()) + 2
+        yield Line(text, severities.get(text, ""), indent)
+
+
+def _folded(line: Line, width: int) -> str:
+    if line.indent is None or len(line.text) <= width:
+        return line.text
+    after = " " * line.indent
+    return textwrap.fill(line.text, width, subsequent_indent=after, break_long_words=False, break_on_hyphens=False)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Return the console of a stream; where `NO_COLOR` is set it sends no codes at all, those of bold type included."""
+    return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def _width(console: Console) -> int:
+    """Return the width of the terminal; of colored output that goes elsewhere the usual one."""
+    return shutil.get_terminal_size().columns if console.file.isatty() else PLAIN_WIDTH
+
+
 def show_table(table: Table) -> None:
     """Print a table to stdout: colored on a terminal, plain text elsewhere."""
-    console = Console()
+    console = _console()
     if not console.is_terminal:
         print(to_text(table, PLAIN_WIDTH))
         return
@@ -104,5 +178,5 @@ class Screen:
 
 def watching() -> Screen | Lines:
     """Choose how to show progress on stderr: redrawn on a terminal, plain lines elsewhere."""
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     return Screen(console) if console.is_terminal else Lines()

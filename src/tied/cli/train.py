@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tied.cli.terminal import say, show_table, watching
+from tied.cli.wording import said
+from tied.errors import TieError
 from tied.study.train.errors import DataError, DivergedError, FolderError, MissingPackageError, PlanError
 from tied.study.train.plan import AutoencoderPlan, LanguagePlan, Plan
 
@@ -125,10 +127,12 @@ def _train(plan: type[Plan], values: dict[str, Any]) -> None:
             made = _plan(plan, values)
             say("Loading torch ...")
             _report(_job(made, values), as_json=as_json)
-    except (PlanError, MissingPackageError, DataError, FolderError) as error:
+    except (PlanError, MissingPackageError) as error:
         raise _ended(f"tied train {plan.kind}: {error}", WRONG_USE) from None
-    except DivergedError as error:
-        raise _ended(f"tied train {plan.kind}: {error}", FAILED) from None
+    except TieError as error:
+        status = FAILED if isinstance(error, DivergedError) else WRONG_USE
+        state = None if isinstance(error, DataError | FolderError | DivergedError) else ""  # others speak of models
+        raise _ended(f"tied train {plan.kind}: {said(error, state=state)}", status) from None
     except OSError as error:
         raise _ended(f"tied train {plan.kind}: {values['out']}: {error.strerror or error}", WRONG_USE) from None
     except KeyboardInterrupt as stop:

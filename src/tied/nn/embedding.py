@@ -170,7 +170,7 @@ class TiedEmbedding(nn.Embedding):
     @property
     def is_tied(self) -> bool:
         """Whether the head reads the table."""
-        return any(tie.target == ("head", "weight") for tie in ties(self))
+        return any(tie.address == ("head", "weight") for tie in ties(self))
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the words `(...)`, as `(..., embedding_dim)`."""

@@ -33,6 +33,8 @@ class Looped(nn.Module):
     The first layer of a kind has no difference: it is the shared matrix, so that the block keeps its names and its
     file. Nothing is lost by it: layers that all differ by rank r from one matrix differ by rank 2r from the first.
 
+    A part that has a `layer_idx`, by which attention of transformers finds its cache, is given that of its layer.
+
     Any module is a block: a transformer layer, a convolution, an MLP. Further arguments of `forward` are handed
     to every layer. If layers return tuples, the first entry goes on to the next layer, and each other entry is
     collected over the layers: `(x, attention)` becomes `(x, (attention_0, attention_1, ...))`.
@@ -84,6 +86,7 @@ class Looped(nn.Module):
                 unique[number] if number not in numbers[:layer] else twin(unique[number])
                 for layer, number in enumerate(numbers)
             )
+            _number(self.layers)
             made = tie_layers(self, "layers", pattern=pattern, unique=len(unique), private=private)
             self._part_private(numbers)
             for each in made if rank else ():
@@ -134,6 +137,14 @@ class Looped(nn.Module):
         return f"pattern='{self.pattern}'" + (f", rank={self.rank}" if self.rank else "")
 
 
+def _number(layers: nn.ModuleList) -> None:
+    """Tell parts that know which layer they stand in, as those of transformers do for their cache, where they stand."""
+    for place, layer in enumerate(layers):
+        for part in layer.modules():
+            if isinstance(vars(part).get("layer_idx"), int):
+                vars(part)["layer_idx"] = place
+
+
 class Delta(nn.Module):
     """A low-rank difference `left @ right`, zero at the start."""
 
@@ -158,14 +169,14 @@ class Delta(nn.Module):
 
 def _relax(looped: Looped, made: Tie, rank: int) -> None:
     """Add a low-rank difference to a tie of one matrix to another."""
-    owner, name = looped.get_submodule(".".join(made.target[:-1])), made.target[-1]
+    owner, name = looped.get_submodule(".".join(made.address[:-1])), made.address[-1]
     matrix = getattr(owner, name)
     if matrix.dim() < 2 or not matrix.numel() or not matrix.is_floating_point():
         return
     owner.add_module(f"{name}_delta", Delta(matrix.detach(), rank))
-    place = (*made.target[:-1], f"{name}_delta")
+    place = (*made.address[:-1], f"{name}_delta")
     difference = Ref((*place, "left")) @ Ref((*place, "right"))
-    untie(looped, ".".join(made.target))
+    untie(looped, ".".join(made.address))
     tie(looped, made.target, made.source + (difference if matrix.dim() == 2 else difference.reshape(*matrix.shape)))  # type: ignore[attr-defined]
 
 

@@ -171,8 +171,8 @@ def _described(source: str, whole: Tensor | None, view: Tensor) -> str:
 def _declared_ties(slots: Slots) -> Iterator[Claim]:
     """Yield the ties of `tied` whose sources are slots, cut or not; computed sources are read by the tie itself."""
     for tie in dict.fromkeys((*(tie for tie, _, _ in entries(slots.model)), *cuts(slots.model))):
-        if ".".join(tie.target) in slots and all(slots.holds(".".join(address)) for address in tie.source.sources()):
-            yield expressed(slots, ".".join(tie.target), tie.source, "tie")
+        if tie.target in slots and all(slots.holds(".".join(address)) for address in tie.source.sources()):
+            yield expressed(slots, tie.target, tie.source, "tie")
 
 
 def expressed(slots: Slots, target: str, expression: Expression, origin: Origin) -> Claim:

@@ -7,10 +7,10 @@ how it is shown. Read next: `rules.py`, then `report.py`.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tied.algebra.address import address_of, show_address
 from tied.memory import IDENTITY
 
 State = Literal["tied", "half-tied", "equal", "drifted", "called", "declared"]
@@ -18,6 +18,7 @@ Severity = Literal["error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 SCHEMA_VERSION = 1
+WORDS = re.compile(r"([^\W\d]\w*(\.\w+)*)?")
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,17 @@ def expression(group: Group, index: int) -> str:
 
 
 def spelled(name: str) -> str:
-    """Write a name as an address of the language.
+    """Write a name as an address of the language, which quotes what is not made of words.
 
     Example:
         >>> spelled("layers.0.weight"), spelled("en-de.weight")
         ('layers.0.weight', '["en-de"].weight')
     """
-    return show_address(address_of(name)) if name else name
+    if WORDS.fullmatch(name):
+        return name
+    from tied.algebra.address import address_of, show_address  # which needs torch, and most looks at files do not
+
+    return show_address(address_of(name))
 
 
 def quoted(name: str) -> str:
@@ -134,6 +139,7 @@ class Facts:
         bytes_saved: What the same tensors would take more if nothing were shared.
         notes: What could not be looked at, and why.
         files: How many source files were looked at.
+        optimizer_bytes: Of an optimizer's state that lies in the file too, and is in no other figure.
     """
 
     subject: str
@@ -144,6 +150,7 @@ class Facts:
     bytes_saved: int = 0
     notes: tuple[str, ...] = ()
     files: int = 0
+    optimizer_bytes: int = 0
 
     __module__ = "tied"
 
@@ -165,4 +172,5 @@ class Facts:
             "findings": [finding.to_json() for finding in self.findings],
             "notes": list(self.notes),
         }
+        data |= {"optimizer_bytes": self.optimizer_bytes} if self.optimizer_bytes else {}
         return data | ({"files": self.files} if self.files else {})

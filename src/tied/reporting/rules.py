@@ -128,12 +128,14 @@ def known_prefixes(prefixes: Iterable[str]) -> None:
     """Refuse a prefix of no rule."""
     for prefix in prefixes:
         if not any(_begins(code, (prefix,)) for code in RULES):
-            raise KindError(
+            error = KindError(
                 f"No rule begins with '{prefix}'.",
                 found=repr(prefix),
                 expected="a code such as 'TIE101', or the beginning of one, such as 'TIE1'",
                 fix="list them with `tied rules`",
             )
+            error.changed = "Nothing was looked at."  # which may have been a file
+            raise error
 
 
 def _begins(code: str, prefixes: Sequence[str]) -> bool:

@@ -8,8 +8,10 @@ Names come from files and models that nobody trusts: what a terminal would obey 
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from tied.memory import OVERLAP
@@ -48,6 +50,8 @@ def summary(report: Facts) -> str:
     Example:
         >>> summary(Facts("Model", parameters=1_000_000, bytes=4_000_000, bytes_saved=1_000_000))
         '1,000,000 parameters, 3.8 MiB; sharing saves 976.6 KiB'
+        >>> summary(Facts("model.ckpt", parameters=2_482, bytes=9_928, optimizer_bytes=19_884))
+        "2,482 parameters, 9.7 KiB, and 19.4 KiB of an optimizer's state; nothing is saved by sharing"
         >>> summary(Facts("src", files=12))
         '12 source files'
     """
@@ -56,7 +60,8 @@ def summary(report: Facts) -> str:
         return files
     numbers = f"{report.parameters:,} parameter{'' if report.parameters == 1 else 's'}"
     saved = f"sharing saves {size_text(report.bytes_saved)}" if report.bytes_saved else "nothing is saved by sharing"
-    return f"{numbers}, {size_text(report.bytes)}; {saved}" + (f"; {files}" if report.files else "")
+    state = f", and {size_text(report.optimizer_bytes)} of an optimizer's state" if report.optimizer_bytes else ""
+    return f"{numbers}, {size_text(report.bytes)}{state}; {saved}" + (f"; {files}" if report.files else "")
 
 
 def is_of_source(report: Facts) -> bool:
@@ -80,17 +85,74 @@ def entry_of(group: Group) -> Entry:
         what = f"{len(group.parts)} tensors {group.dtype}".rstrip()
     elif not group.dtype:
         what = "not initialized" if group.state != "declared" else ""
-    others = [*(_equation(group, index) for index in range(1, len(group.names))), *group.uses]
+    others = [*_equations(group), *group.uses]
     if len(others) > MOST_NAMES + 1:
         others = [*others[:MOST_NAMES], f"... and {len(others) - MOST_NAMES} more"]
-    return Entry(group.state, harmless(group.names[0]), size_text(group.bytes), what, tuple(map(harmless, others)))
+    first = group.names[0] + _inside(group)
+    return Entry(group.state, harmless(first), size_text(group.bytes), what, tuple(map(harmless, others)))
 
 
-def _equation(group: Group, index: int) -> str:
-    name, transform = group.names[index], group.transforms[index]
-    if transform == "source":
-        return name
-    return f"{name} (overlaps)" if transform == OVERLAP else f"{name} = {expression(group, index)}"
+def _inside(group: Group) -> str:
+    """Return what stands behind the names of modules: everything in them."""
+    return ".*" if group.parts else ""
+
+
+def _equations(group: Group) -> Iterator[str]:
+    """Say what every name but the first is; names that count up, and are the same of it, in one line."""
+    group = _counted_up(group)
+    for begin, end in _runs(group):
+        several = [name + _inside(group) for name in group.names[begin:end]]
+        is_dense = len(several) > 1 and _counted(*group.names[begin : begin + 2]) == 1
+        shown = several if len(several) == 1 else [", ".join(several[: 1 if is_dense else 2]), several[-1]]
+        names, transform = " … ".join(shown), group.transforms[begin]
+        if transform == "source":
+            yield names
+        elif transform == OVERLAP:
+            yield f"{names} (overlaps)"
+        else:
+            yield f"{names} = {expression(group, begin)}{_inside(group)}"
+
+
+def _counted_up(group: Group) -> Group:
+    """Put the names that differ in their numbers alone in the order of these, beside the first of them."""
+    first: dict[str, int] = {}
+    keys = [
+        (first.setdefault(re.sub("[0-9]+", "0", name), place), _numbers(name)) for place, name in enumerate(group.names)
+    ]
+    order = [0, *sorted(range(1, len(keys)), key=lambda place: keys[place])]
+    names, transforms = ([values[place] for place in order] for values in (group.names, group.transforms))
+    return replace(group, names=tuple(names), transforms=tuple(transforms))
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"[0-9]+", name)]
+
+
+def _runs(group: Group) -> Iterator[tuple[int, int]]:
+    """Yield from where to where names count up with one step, three at least; each other name by itself."""
+    names, transforms = group.names, group.transforms
+    begin = 1
+    while begin < len(names):
+        end = begin + 1
+        step = _counted(names[begin], names[end]) if end < len(names) else None
+        while step and end < len(names) and transforms[end] == transforms[begin]:
+            if _counted(names[end - 1], names[end]) != step:
+                break
+            end += 1
+        end = end if end - begin > 2 else begin + 1
+        yield begin, end
+        begin = end
+
+
+def _counted(one: str, other: str) -> int | None:
+    """Return by how much the one number in which two names differ grows; None where they differ otherwise."""
+    first, second = one.split("."), other.split(".")
+    if len(first) != len(second):
+        return None
+    apart = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    if len(apart) != 1 or not all(part.isascii() and part.isdigit() for part in apart[0]):
+        return None
+    return max(0, int(apart[0][1]) - int(apart[0][0])) or None
 
 
 def size_text(count: int) -> str:
@@ -111,15 +173,15 @@ def size_text(count: int) -> str:
 # -- text ---------------------------------------------------------------------------------------------
 
 
-def to_text(report: Facts) -> str:
-    """Write a report as text, for people."""
+def to_text(report: Facts, width: int = WIDTH) -> str:
+    """Write a report as text, for people; sentences are wrapped at a width."""
     blocks = [f"{harmless(report.subject)}: {summary(report)}"]
     shared = "\n".join(_group_lines(report)) if report.groups else "  Nothing is shared."
     blocks += [] if is_of_source(report) else [shared]
-    blocks += ["\n".join(_finding_lines(finding)) for finding in report.findings[:MOST_FINDINGS]]
+    blocks += ["\n".join(_finding_lines(finding, width)) for finding in report.findings[:MOST_FINDINGS]]
     hidden = len(report.findings) - MOST_FINDINGS
     blocks += [f"... and {hidden} more findings"] if hidden > 0 else []
-    blocks += ["\n".join(_wrapped(note, "note: ")) for note in report.notes]
+    blocks += ["\n".join(_wrapped(note, "note: ", width)) for note in report.notes]
     return "\n\n".join([*blocks, f"{verdict(report).capitalize()}."])
 
 
@@ -135,9 +197,9 @@ def _group_lines(report: Facts) -> Iterator[str]:
         yield f"  ... and {len(report.groups) - MOST_GROUPS} more groups"
 
 
-def _finding_lines(finding: Finding) -> Iterator[str]:
+def _finding_lines(finding: Finding, width: int) -> Iterator[str]:
     yield heading_of(finding)
-    yield from _wrapped(finding.message, "  ")
+    yield from _wrapped(finding.message, "  ", width)
     if finding.fix:
         first, *more = map(harmless, lines_of_fix(finding))
         yield f"  fix: {first}"
@@ -156,10 +218,10 @@ def lines_of_fix(finding: Finding) -> list[str]:
     return finding.fix.splitlines() if finding.file else [finding.fix]
 
 
-def _wrapped(text: str, first: str) -> list[str]:
+def _wrapped(text: str, first: str, width: int) -> list[str]:
     return textwrap.wrap(
         harmless(text),
-        WIDTH,
+        width,
         initial_indent=first,
         subsequent_indent=" " * len(first),
         break_long_words=False,

@@ -124,7 +124,7 @@ def test_the_tie_trains_as_one_parameter(wrong: str, view: str):
     code = MODEL.format(init=line, forward="pass")
     ours, _ = only_fix(code)
     model = built(put(code, line, ours))
-    assert [str(tie.target[0]) for tie in tied.ties(model)] == ["decoder"]
+    assert [str(tie.address[0]) for tie in tied.ties(model)] == ["decoder"]
     assert tied.check(model).ok
     torch.testing.assert_close(trained(model), expected(), rtol=0, atol=1e-12)
 

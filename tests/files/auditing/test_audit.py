@@ -11,6 +11,7 @@ import torch
 import transformers
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file as write_as_it_is, save_model
+from torch import nn
 
 import tied
 from tied.files import load_file
@@ -498,7 +499,56 @@ def test_storages_of_a_pt(tmp_path):
         ("TIE312", "model.turned"),
     ]
     assert found.bytes == 4 * (40_000 + 60_000 + 60_000 + 1000)
-    assert found.notes == ("Not compared: 2 tensors of the training's state, 234.4 KiB.",)
+    assert found.optimizer_bytes == 4 * 60_001
+    assert str(found).splitlines()[0] == (
+        f"{path}: 161,000 parameters, 628.9 KiB, and 234.4 KiB of an optimizer's state; sharing saves 234.4 KiB"
+    )
+
+
+def trained_by_adam() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Linear(30, 20)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(2, 30)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def flattened(state: dict) -> dict:
+    return {f"state.{number}.{key}": value for number, own in state["state"].items() for key, value in own.items()}
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda model, state: {"model": model, "optimizer": state},
+        lambda model, state: {"state_dict": model, "optimizer_states": [state], "epoch": 3},  # lightning's
+        lambda model, state: {"model": model, "optimizers": {"all": state}},
+        lambda model, state: {"model": model, "optim": flattened(state)},  # torch.distributed's, flattened
+        lambda model, state: {"model": model, "trainer": (0, [{"inner": state}])},
+        lambda model, state: {"module": model, "optimizer_state_dict": {"exp_avg": [torch.rand(1244), state]}},
+    ],
+)
+def test_an_optimizers_state_is_counted_apart(nested, tmp_path):
+    model, optimizer = trained_by_adam()
+    path = tmp_path / "a.ckpt"
+    torch.save(nested(model.state_dict(), optimizer.state_dict()), path)
+    found = audit(path)
+    known = 4 * 1244 * ("module" in torch.load(path))
+    assert (found.parameters, found.bytes, found.bytes_saved) == (620, 2480, 0)
+    assert found.optimizer_bytes == 4 * (2 * 620 + 2) + known
+    assert found.to_json()["optimizer_bytes"] == found.optimizer_bytes
+
+
+def test_a_file_of_nothing_but_an_optimizer_has_no_model(tmp_path):
+    torch.save(trained_by_adam()[1].state_dict(), tmp_path / "optimizer.bin")
+    found = audit(tmp_path / "optimizer.bin")
+    assert (found.parameters, found.bytes, found.optimizer_bytes) == (0, 0, 4968)
+
+
+@pytest.mark.parametrize("name", ["optimizer.weight", "optimum", "my_optimizer_weight"])
+def test_a_weight_is_no_optimizers_state_by_its_name(name, tmp_path):
+    torch.save({name: torch.rand(5)}, tmp_path / "a.pt")
+    assert (audit(tmp_path / "a.pt").parameters, audit(tmp_path / "a.pt").optimizer_bytes) == (5, 0)
 
 
 def test_what_has_no_plain_elements_is_said(tmp_path):
@@ -578,3 +628,32 @@ def test_a_search_is_the_same_for_every_seed(path):
     with Workers() as workers:
         found = [Search(workers, Fingerprints(seed)).copies(tensors) for seed in range(5)]
     assert all(one == found[0] for one in found)
+
+
+# -- whole modules ------------------------------------------------------------------------------------
+
+
+def stacked(layers: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    layer = {"attention.weight": torch.randn(8, 8), "norm.weight": torch.randn(8), "norm.count": torch.tensor(3)}
+    return {f"layers.{n}.{name}": tensor.clone() for n in range(layers) for name, tensor in layer.items()}
+
+
+def test_modules_that_correspond_are_one_line_and_one_finding():
+    layers = stacked(12)
+    report = audit({name: layers[name] for name in sorted(layers)})
+    (group,), (found,) = report.groups, report.findings
+    assert len(group.parts) == 2
+    assert "layers.1.* … layers.11.* = layers.0.*" in str(report)
+    assert (found.code, found.names) == ("TIE301", group.names)
+    assert found.message == (
+        "'layers.1.*', 'layers.10.*' and 9 more are 'layers.0.*', bit for bit: 3.1 KiB in 22 tensors are stored again."
+    )
+
+
+def test_modules_that_correspond_in_part_are_not_one():
+    pair = {f"{m}.{name}": t.clone() for m in ("net", "best") for name, t in stacked(1).items()}
+    assert [group.names for group in audit(pair).groups] == [("net", "best")]
+    pair["best.layers.0.norm.weight"] += 1
+    (group,) = audit(pair).groups
+    assert group.names == ("net.layers.0.attention.weight", "best.layers.0.attention.weight")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,9 @@ import torch.multiprocessing as mp
 from sharing_zoo import BUILDERS, build
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, load, save as save_by_torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 import tied
 from tied.distributed import save
@@ -143,8 +146,23 @@ def test_every_dtype_and_shape_comes_back(tmp_path: Path) -> None:
 
 def test_what_else_wants_a_file_says_so(tmp_path: Path) -> None:
     save(nn.Linear(2, 3).state_dict(), tmp_path)
-    with pytest.raises(tied.FileError, match="It is a distributed checkpoint"):
+    with pytest.raises(tied.FileError, match="It is a distributed checkpoint") as caught:
         tied.check(tmp_path)
+    folder = shlex.quote(str(tmp_path))
+    known = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt, then name model.pt"
+    assert caught.value.fix == known
+
+
+def test_the_way_out_counts_an_optimizers_state_apart(tmp_path: Path) -> None:
+    model = nn.Linear(30, 20)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(2, 30)).sum().backward()
+    optimizer.step()
+    weights, state = get_state_dict(model, optimizer)
+    save_by_torch({"model": weights, "optim": state}, checkpoint_id=tmp_path / "chunks", no_dist=True)
+    dcp_to_torch_save(tmp_path / "chunks", tmp_path / "model.pt")
+    found = tied.check(tmp_path / "model.pt")
+    assert (found.parameters, found.bytes, found.optimizer_bytes) == (620, 2480, 4 * (2 * 620 + 2))
 
 
 class Runs:

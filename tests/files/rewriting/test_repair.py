@@ -51,7 +51,7 @@ def test_a_winner_has_to_be_named(path, new):
             f"  '{path}': Two values are declared equal, and differ.\n"
             "  found:    'decoder.weight' and 'encoder.weight.T'\n"
             "  expected: nothing lost\n"
-            "  fix:      name the winner: --keep source, target or mean\n"
+            "  fix:      name the winner: keep='source', 'target' or 'mean'\n"
             "Nothing was written."
         )
         or len(str(path)) > 90

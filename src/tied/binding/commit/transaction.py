@@ -25,7 +25,7 @@ def on_the_way(model: nn.Module, ties: Iterable[Tie]) -> Iterator[nn.Module]:
     """Yield the modules that lead to the ends of some ties of a model: all that is changed with these."""
     yield model
     for tie in ties:
-        for address in (tie.target, *tie.source.sources()):
+        for address in (tie.address, *tie.source.sources()):
             module: nn.Module | None = model
             for segment in address[:-1]:
                 module = module._modules.get(segment) if module is not None else None

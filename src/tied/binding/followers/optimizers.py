@@ -212,7 +212,7 @@ def let_go(tie: Tie, dropped: Tensor, sources: Mapping[Address, Tensor], optimiz
 
 def take_up(tie: Tie, new: Tensor, link: Any, optimizers: Optimizers) -> None:
     """Have optimizers step what a target is given: those that were handed over, or others at their next step."""
-    name, sources = ".".join(tie.target), link.tensors()
+    name, sources = tie.target, link.tensors()
     owners = [source.look(link.home) for source in link.sources.values()]
     near = [parameter for owner in owners if owner is not None for parameter in owner.parameters()]
     if isinstance(new, Parameter) and optimizers.all:

@@ -99,9 +99,9 @@ def _holders(model: nn.Module, tie: Tie) -> Iterator[tuple[Any, str, str]]:
     """Yield the models of transformers around both ends of an identity, from outside, with their names in each."""
     step: nn.Module | None = model
     source = tie.source.address if isinstance(tie.source, Ref) else ()
-    for depth, (one, other) in enumerate(zip(tie.target, source, strict=False)):
+    for depth, (one, other) in enumerate(zip(tie.address, source, strict=False)):
         if step is not None and hasattr(step, KEYS) and hasattr(step, "config"):
-            yield step, _name(tie.target[depth:]), _name(source[depth:])
+            yield step, _name(tie.address[depth:]), _name(source[depth:])
         step = step._modules.get(one) if step is not None and one == other else None
 
 

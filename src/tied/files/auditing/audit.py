@@ -10,6 +10,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tied.files.reading.folder import twin
 from tied.files.reading.refusal import shown
 from tied.files.reading.stored import Stored
 from tied.reporting.facts import Finding, Group, State
+from tied.reporting.fold import fold
 from tied.reporting.report import Report
 from tied.reporting.rules import chosen, finding
 from tied.reporting.text import size_text
@@ -84,18 +86,19 @@ class _Auditor:
 
     def report(self) -> Report:
         """Return the report."""
-        restored = self.restored()
+        restored, storages = self.restored(), self.seen.storages
         saved = sum(_bytes_of(tie) for tie in restored)
-        if self.seen.storages:
-            saved += sum(self.stored[name].nbytes for name in self.seen.storages.shared)
+        if storages:
+            saved += sum(self.stored[name].nbytes for name in storages.shared)
         return Report(
             subject=str(self.seen.checkpoint.path),
-            groups=tuple(self.groups()),
+            groups=self.folded,
             findings=tuple(self.findings()),
             parameters=sum(math.prod(stored.shape) for stored in self.seen.weights.values() if stored.plain),
             bytes=self.total,
             bytes_saved=saved,
             notes=tuple(self.notes()),
+            optimizer_bytes=sum(self.stored[name].nbytes for name in storages.training) if storages else 0,
         )
 
     def restored(self) -> list[Equation]:
@@ -104,6 +107,12 @@ class _Auditor:
         return [tie for tie in ledger.ties if tie.target not in self.stored] if ledger else []
 
     # -- groups
+
+    @cached_property
+    def folded(self) -> tuple[Group, ...]:
+        """The groups, whole modules as one. What is a single number is not compared, so that it need not be shared."""
+        names = [name for name, stored in self.stored.items() if stored.shape]
+        return fold(self.groups(), dict.fromkeys([*names, *(tie.target for tie in self.restored())]))
 
     def groups(self) -> Iterator[Group]:
         shared = [(tie.names[0], tie.target, _suffix(tie)) for tie in self.restored()]
@@ -136,9 +145,21 @@ class _Auditor:
     def twice(self) -> Iterator[Finding]:
         """Say what is stored more than once; what is little is said in one note."""
         little: list[tuple[str, str, int]] = []
-        for code, name, source, transform in self.seconds():
+        found = list(self.seconds())
+        known = set[tuple[str, str]]()
+        for group in self.folded:
+            pairs = self.in_modules(group, {(name, source) for code, name, source, _ in found if code == "TIE301"})
+            wasted = sum(self.stored[name].nbytes for name, _ in pairs)
+            if pairs and self.is_large(wasted):
+                known.update(pairs)
+                first, *others = [shown(f"{name}.*") for name in group.names]
+                said = f"{_several(others)} {first}, bit for bit: {size_text(wasted)} in {len(pairs)} tensors"
+                yield finding("TIE301", group.names, f"{said} are stored again.", self.fix("shrink"))
+        for code, name, source, transform in found:
             wasted = self.stored[name].nbytes
             said = f"{shown(name)} is {_of(source, transform)}"
+            if (name, source) in known:
+                continue
             if self.is_large(wasted):
                 message = f"{said}, bit for bit: {size_text(wasted)} {_shape(self.stored[name])} are stored twice."
                 yield finding(code, (source, name), message, self.fix("shrink"))
@@ -151,6 +172,11 @@ class _Auditor:
             yield finding(
                 "TIE304", names, f"{many} stored twice, {size_text(sum(wasted))} in all: {few}.", self.fix("shrink")
             )
+
+    def in_modules(self, group: Group, found: set[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the copies that whole modules hold, each with its source; nothing where some are declared."""
+        pairs = [(name, part.names[0]) for part in group.parts for name in part.names[1:]]
+        return pairs if found.issuperset(pairs) else []
 
     def seconds(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield every copy that nobody declared, with its code, its source and what it is of the source."""
@@ -230,9 +256,6 @@ class _Auditor:
         storages = self.seen.storages
         if not storages:
             return
-        if storages.training:
-            nbytes = sum(self.stored[name].nbytes for name in storages.training)
-            yield f"Not compared: {len(storages.training)} tensors of the training's state, {size_text(nbytes)}."
         if storages.unseen:
             yield f"Not compared, as they have no plain elements: {_few(sorted(storages.unseen))}."
         if storages.inert:
@@ -276,6 +299,16 @@ def said_of(inert: Mapping[str, str]) -> str:
 
 def _few(names: list[str]) -> str:
     return ", ".join(map(shown, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+
+
+def _several(modules: list[str]) -> str:
+    if len(modules) == 1:
+        return f"{modules[0]} is"
+    return (
+        f"{', '.join(modules[:-1])} and {modules[-1]} are"
+        if len(modules) < 4
+        else (f"{modules[0]}, {modules[1]} and {len(modules) - 2} more are")
+    )
 
 
 def _bytes_of(tie: Equation) -> int:

@@ -117,8 +117,8 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, Expression | None, Link]]
     """
     late = [(path, m) for path, m in model.named_modules(remove_duplicate=False) if links(m)]
     found = list(entries(model)) if late else []
-    roots = resolve({tie.target: tie.source for tie, _, _ in found})
-    known = {(id(module), tie.target[-1]): roots[tie.target] for tie, module, _ in found}
+    roots = resolve({tie.address: tie.source for tie, _, _ in found})
+    known = {(id(module), tie.address[-1]): roots[tie.address] for tie, module, _ in found}
     for path, module in late:
         for name, link in links(module).items():
             if name not in module._non_persistent_buffers_set:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ def find_checkpoint(path: Path) -> Path:
             names = short(", ".join(shown(one.name) for one in found))
             refuse(path, "Several checkpoints lie in this folder.", names, "one, or an index", "name the file")
     if (path / ".metadata").is_file():
-        fix = "tied.load(model, folder), or tied.files.load_file(folder); save that, and look at it"
+        convert = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+        fix = f"{convert} {shlex.quote(str(path))} model.pt, then name model.pt"
         refuse(path, "It is a distributed checkpoint.", "a folder of chunks", " or ".join(USUAL), fix)
     refuse(path, "No checkpoint lies in this folder.", "no file of a known kind", " or ".join(USUAL), "name the file")
 

@@ -7,6 +7,7 @@ Only what holds a tensor is gone through by name; the rest, however large, is lo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,13 +73,15 @@ def contents(loaded: Any, path: Path) -> Contents:
 
 
 _Way = tuple[int, ...]
+OF_OPTIMIZERS = re.compile(r"optim(izer)?s?(_states?)?(_dicts?)?", re.IGNORECASE)
 LIGHTNING, ITS_WEIGHTS = "pytorch-lightning_version", "state_dict"
 
 
 def _of_training(name: str, value: Any) -> Iterator[str]:
     """Yield the names below which lies state of the training."""
     inside = cast(Mapping[Any, Any], value) if isinstance(value, Mapping) else {}
-    if isinstance(inside.get("state"), Mapping) and isinstance(inside.get("param_groups"), list):
+    is_torchs = isinstance(inside.get("state"), Mapping) and isinstance(inside.get("param_groups"), list)
+    if is_torchs or OF_OPTIMIZERS.fullmatch(name.rpartition(".")[2]):
         yield name
     if not name and LIGHTNING in inside and ITS_WEIGHTS in inside:
         yield from (key for key in inside if isinstance(key, str) and key != ITS_WEIGHTS)

@@ -177,7 +177,7 @@ class _Plan:
             what = f"{shown(ties[0].target)} and {shown(str(ties[0].source))}"
             problem, fix = (
                 "Two values are declared equal, and differ.",
-                "name the winner: --keep source, target or mean",
+                "name the winner: keep='source', 'target' or 'mean'",
             )
             raise unsafe(self.checkpoint.path, problem, found=what, fix=fix)
         if self.keep in ("target", "mean"):
@@ -219,14 +219,14 @@ class _Plan:
                     [(tie.source, wanted), *((reference(name_of(a)), t) for a, t in free.items())], exact, fixed
                 )
         except TieError as error:
-            problem, fix = f"No source gives {shown(tie.target)}.", "--keep source"
+            problem, fix = f"No source gives {shown(tie.target)}.", "keep='source'"
             raise unsafe(self.checkpoint.path, problem, found=error.problem, fix=fix) from None
         return {name_of(address): tensor.to(wide[address].dtype) for address, tensor in new.items()}
 
     def refuse_overruled(self, ties: list[Equation], found: Mapping[str, Tensor]) -> None:
         for tie in ties:
             if not torch.equal(found[tie.target], self.old[tie.target].tensor()):
-                problem, fix = "Two targets of one source differ.", "--keep source, or mean"
+                problem, fix = "Two targets of one source differ.", "keep='source' or 'mean'"
                 raise unsafe(self.checkpoint.path, problem, found=shown(tie.target), fix=fix)
 
     # -- what stays as it is
@@ -284,7 +284,7 @@ class _Plan:
         """Make sure that every tie of the ledger holds in what was written."""
         for tie in self.ledger.ties if self.ledger else ():
             if tie.target in written and set(tie.names) <= written.keys() and not holds(tie, written):
-                problem, fix = f"{shown(tie.target)} is still not what is declared.", "--keep source"
+                problem, fix = f"{shown(tie.target)} is still not what is declared.", "keep='source'"
                 raise unsafe(self.checkpoint.path, problem, found=shown(str(tie.source)), fix=fix)
 
 
