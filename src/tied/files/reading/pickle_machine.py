@@ -18,7 +18,7 @@ from typing import Any, NoReturn, cast
 from tied.files.reading.inert import External, Inert, Named, Rebuilt, key_of
 from tied.files.reading.refusal import AGAIN, SPLIT, refuse
 
-MOST_STEPS = 3_000_000
+MOST_STEPS = 2_500_000
 MOST_PICKLE = 1 << 26
 MOST_LINE = 1000
 MOST_PLACE = 1 << 32
