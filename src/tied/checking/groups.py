@@ -18,7 +18,7 @@ from tied.algebra import Expression, Ref, show_address
 from tied.checking.inventory import Inventory
 from tied.ledger import Tie, entries, is_live
 from tied.memory import IDENTITY, OVERLAP
-from tied.memory.overlap import Piece, pieces, shape_of, size_of
+from tied.memory.overlap import PLAIN, Piece, numel, pieces, shape_of, size_of
 from tied.memory.view_relation import relation
 from tied.reporting.facts import Group, State
 
@@ -49,8 +49,12 @@ def shared(inventory: Inventory) -> tuple[Group, ...]:
 
 
 def _one(inventory: Inventory, places: list[int]) -> Group:
-    names = tuple([inventory.names[place] for place in places])
-    return group_of("tied", names, (IDENTITY,) * len(names), inventory.tensors[places[0]])
+    names, first = tuple([inventory.names[place] for place in places]), inventory.tensors[places[0]]
+    what = (IDENTITY,) * len(names)
+    if type(first) in PLAIN and not first.is_nested:  # nearly all, so a short way
+        size = inventory.bytes[places[0]]
+        return Group("tied", names, what, tuple(first.shape), name_of(first.dtype), size)
+    return group_of("tied", names, what, first)
 
 
 def _several_over_one(inventory: Inventory, places: list[int]) -> Group:
@@ -139,15 +143,12 @@ def _several(inventory: Inventory, target: str, sources: list[str], expression: 
 
 def count(inventory: Inventory) -> tuple[int, int]:
     """Return how many numbers the Parameters hold, and how many bytes all tensors; overlaps are counted once."""
-    again = [place for places in inventory.sharing.same for place in places[1:]]
-    numbers, size = (
-        sum(inventory.numbers[: inventory.parameters]),
-        sum(inventory.bytes) - sum(inventory.bytes[p] for p in again),
-    )
-    numbers -= sum(inventory.numbers[place] for place in again if place < inventory.parameters)
+    again = {place for places in inventory.sharing.same for place in places[1:]}
+    numbers = sum([numel(t) for place, t in enumerate(inventory.tensors[: inventory.parameters]) if place not in again])
+    size = sum(inventory.bytes) - sum([inventory.bytes[place] for place in again])
     for places in inventory.sharing.overlapping:
         own = [place for place in places if place < inventory.parameters]
-        numbers -= sum(inventory.numbers[place] for place in own)
+        numbers -= sum(numel(inventory.tensors[place]) for place in own)
         size -= sum(inventory.bytes[place] for place in places)
         of_all = union([inventory.tensors[place] for place in places])
         of_own = of_all if len(own) == len(places) else union([inventory.tensors[place] for place in own])

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from tied.ledger import LINKS, PLANT
-from tied.memory.overlap import PLAIN, Sharing, Spans, sharing, spans
+from tied.memory.overlap import Sharing, Spans, sharing, spans
 
 
 @dataclass
@@ -73,11 +72,6 @@ class Inventory:
     def sharing(self) -> Sharing:
         """The positions that hold one object, or overlap in memory, group by group."""
         return sharing(self.tensors, self._spans)
-
-    @cached_property
-    def numbers(self) -> list[int]:
-        """How many numbers the tensor at each position holds; none where it has no shape yet."""
-        return [t.numel() if type(t) in PLAIN or not is_lazy(t) else 0 for t in self.tensors]
 
     @property
     def bytes(self) -> list[int]:

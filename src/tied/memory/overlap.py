@@ -93,6 +93,11 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.values().shape if tensor.is_nested else tensor.shape)
 
 
+def numel(tensor: Tensor) -> int:
+    """Return how many numbers a tensor holds; none where it has no shape yet."""
+    return tensor.numel() if type(tensor) in PLAIN or not is_lazy(tensor) else 0
+
+
 def size_of(tensor: Tensor) -> int:
     """Return the bytes of the values of a tensor, all shards together; none where it has no shape yet."""
     if type(tensor) in PLAIN and tensor.layout is _STRIDED:
@@ -149,9 +154,11 @@ class Spans(NamedTuple):
     Attributes:
         starts: First bytes.
         stops: One past the last bytes.
-        places: Which tensor each interval is of; a wrapper has several.
+        places: Which tensor each interval is of; a wrapper has several. An object that stands at several positions
+            has intervals at the first of them alone.
         sizes: The bytes of each tensor, as if it were stored densely.
         odd: The tensors that are not plain, contiguous memory with an address.
+        same: By the first position of an object that stands at several, all of them.
     """
 
     starts: list[int]
@@ -159,12 +166,19 @@ class Spans(NamedTuple):
     places: list[int]
     sizes: list[int]
     odd: list[int]
+    same: dict[int, list[int]]
 
 
 def spans(tensors: Sequence[Tensor]) -> Spans:
     """Return the intervals of tensors; what counts its bytes differently is mixed, and told apart later."""
-    starts, stops, places, sizes, odd = found = Spans([], [], [], [], [])
+    starts, stops, places, sizes, odd, same = found = Spans([], [], [], [], [], {})
+    first: dict[int, int] = {}
     for place, tensor in enumerate(tensors):
+        known = first.setdefault(id(tensor), place)
+        if known != place:
+            same.setdefault(known, [known]).append(place)
+            sizes.append(sizes[known])
+            continue
         plain = type(tensor) in PLAIN and tensor.layout is _STRIDED and tensor.is_contiguous()
         if plain and (start := tensor.data_ptr()):  # nearly all, so a short way
             size = tensor.nbytes
@@ -179,6 +193,7 @@ def spans(tensors: Sequence[Tensor]) -> Spans:
                 starts.append(piece.start)
                 stops.append(piece.stop)
                 places.append(place)
+    odd += [place for known in odd for place in same.get(known, ())[1:]]
     return found
 
 
@@ -218,23 +233,15 @@ class Sharing(NamedTuple):
 
 def sharing(tensors: Sequence[Tensor], found: Spans) -> Sharing:
     """Return what shares among tensors whose intervals are known."""
-    same, together, objects = list[list[int]](), _Joined(), dict[int, int]()
-    odd = set(found.odd)
-    for place in found.odd:  # what has no bytes to see is at least itself
-        together.add((objects.setdefault(id(tensors[place]), place), place))
+    together = _Joined()
     for run in _runs(np.array(found.starts, np.uint64), np.array(found.stops, np.uint64)):
-        places = [found.places[index] for index in run]
-        if places[0] not in odd and _are_one(tensors, places):
-            same.append(places)
-        else:
-            _join(dict.fromkeys(places), tensors, together)
-    overlapping = together.groups()
-    same += (places for places in overlapping if _are_one(tensors, places))
-    return Sharing(same, [places for places in overlapping if not _are_one(tensors, places)])
-
-
-def _are_one(tensors: Sequence[Tensor], places: list[int]) -> bool:
-    return len({id(tensors[place]) for place in places}) == 1
+        places = dict.fromkeys([found.places[index] for index in run])
+        if len(places) > 1:
+            _join(places, tensors, together)
+    joined = together.groups()
+    several = {place for places in joined for place in places}
+    same = [places for first, places in found.same.items() if first not in several]
+    return Sharing(same, [sorted(p for place in places for p in found.same.get(place, (place,))) for places in joined])
 
 
 def _runs(starts: Any, stops: Any) -> Iterator[list[int]]:

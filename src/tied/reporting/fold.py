@@ -93,6 +93,9 @@ def _owners(names: Sequence[str]) -> Paths:
     first = names[0]
     begin = first.rfind(".")
     end = first[begin:]
+    if len(names) == 2:  # nearly all, so a short way
+        other = names[1]
+        return (first[:begin], other[: -len(end)]) if begin > 0 and other.endswith(end) and first != other else ()
     owners = tuple([name[: -len(end)] for name in names if name.endswith(end)]) if begin > 0 else ()
     return owners if len(owners) == len(names) == len({*owners}) else ()
 
@@ -121,9 +124,12 @@ class _Folding:
             if not group.parts and len(group.names) > 1:
                 self._sort(index, group)
         self._climb()
-        outermost = sorted([(key[1][0].count("."), found[0], key) for key, found in self._candidates.items()])
-        for _, _, (state, modules) in outermost:
-            self._try(state, modules, self._candidates[state, modules])
+        outermost: dict[int, list[tuple[int, tuple[State, Paths]]]] = {}
+        for key, found in self._candidates.items():
+            outermost.setdefault(key[1][0].count("."), []).append((found[0], key))
+        for depth in sorted(outermost):
+            for _, key in sorted(outermost[depth]):
+                self._try(*key, self._candidates[key])
         if not self._folded:
             return self._groups, False
         return [new for index, group in enumerate(self._groups) for new in self._now(index, group)], bool(self._cut)
@@ -159,6 +165,8 @@ class _Folding:
                 return
         used = self._done | self._cut if self._cut else self._done
         parts = {index: [self._groups[index]] for index in indices if index not in used}
+        if len(parts) < wanted and not self._inner:
+            return
         had = self._count(parts)
         if had < wanted:
             parts = self._with_several(state, modules, parts)
@@ -168,7 +176,7 @@ class _Folding:
 
     def _count(self, parts: dict[int, list[Group]]) -> int:
         names = self._below.names
-        return sum([group.names[0] in names for several in parts.values() for group in several])
+        return sum([part.names[0] in names for several in parts.values() for part in several])
 
     def _with_several(self, state: State, modules: Paths, parts: dict[int, list[Group]]) -> dict[int, list[Group]]:
         """Add what groups say of modules that have several of their names each."""
