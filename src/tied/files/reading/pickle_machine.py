@@ -22,14 +22,7 @@ MOST_STEPS = 2_500_000
 MOST_PICKLE = 1 << 26
 MOST_LINE = 1000
 MOST_PLACE = 1 << 32
-CONTAINER, CALL, NAME, TUPLE, MARK, TENSOR = (
-    8,
-    8,
-    3,
-    3,
-    2,
-    100,
-)  # what they take beyond their instruction, in instructions
+CONTAINER, CALL, NAME, TUPLE, MARK, TENSOR = 8, 8, 3, 3, 2, 100  # steps beyond that of the instruction
 
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
 TENSORS = frozenset(
