@@ -28,8 +28,8 @@ from tied.binding.late.tracing import is_symbolic, traced
 from tied.binding.link import Link
 from tied.binding.live.entries import ordered, with_entry, without
 from tied.binding.live.live_slots import Kind, Live, live_names, live_slots
-from tied.binding.live.parted import Parted
-from tied.binding.live.registration import PARTED, listen
+from tied.binding.live.parted import join, part
+from tied.binding.live.registration import listen
 from tied.binding.live.shown import Shown
 from tied.binding.refusals import cloned, not_pruned, not_set, on_meta
 from tied.binding.slots import LINKS, links
@@ -262,7 +262,7 @@ def _ordinary(module: nn.Module, name: str, link: Link) -> Tensor | None:
 def _go_live(module: nn.Module, name: str, link: Link, tensor: Tensor) -> None:
     place: Kind = "_parameters" if isinstance(tensor, Parameter) else "_buffers"
     held, link.kind = module.__dict__[place], place
-    slots = held if isinstance(held, Live) else Live(place, give_up, held.items())
+    slots = held if isinstance(held, Live) else Live(place, give_up, dict.items(held))
     if name not in slots:
         slots = slots.remade(ordered({**dict(dict.items(slots)), name: tensor}, link.order))
     module.__dict__.setdefault("extra_repr", Shown(module))
@@ -378,14 +378,12 @@ def settle(module: nn.Module, name: str, link: Link) -> None:
     value = link.own_value().detach().clone(memory_format=torch.contiguous_format)
     needs = any(tensor.requires_grad for tensor in link.kept.values())
     uninstall(module, name, Parameter(value, requires_grad=needs))
-    PARTED[module] = f"{name} = {link.expression}"
-    if type(module.__dict__["_parameters"]) is dict:
-        module.__dict__["_parameters"] = Parted(module, name, PARTED[module])
+    part(module, name, str(link.expression))
 
     def retry() -> None:
         if link.can_connect and name not in links(module):
-            PARTED.pop(module, None)
             install(module, name, link.connect())
+            join(module, name)
 
     link.when_found(retry)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from tied.binding.link import Link
+from tied.binding.live.parted import PARTED, tell
 from tied.binding.live.states import Verdict, judge
 from tied.binding.refusals import not_deleted, on_meta, two_values
 from tied.sharding import is_managed, is_sharded
@@ -233,6 +234,8 @@ class Live(dict[str, Tensor | None]):
         """Return all entries with their names; without the tied ones where their module is being converted."""
         listed = self._listed()
         if is_dynamo_compiling() or not self._is_converted():
+            for link in tuple(self.links.values())[:1] if PARTED else ():
+                tell(link.target())
             return listed
         own = self._own_names()
         return [(name, tensor) for name, tensor in listed if name in own]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
@@ -27,13 +26,12 @@ from torch.utils.hooks import RemovableHandle
 from tied.algebra import Expression
 from tied.binding.followers.adapters import LIVING, notice_adapters
 from tied.binding.live.live_slots import Live, live_slots
+from tied.binding.live.parted import ties_of
 from tied.binding.live.states import is_same
 from tied.binding.refusals import averaged_in_part, copied_in_part, hooked_by_layer, not_pruned, not_set
 from tied.binding.target_tensor import refuse_registration
 from tied.ledger import PLANT, links
 from tied.sharding import is_sharded
-
-PARTED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # copies without their sources, and what these read
 
 
 def listen() -> None:
@@ -84,7 +82,7 @@ def _refuse_copies_of_parts(around: nn.Module, name: str, copied: nn.Module | No
     """Refuse what torch does with the copy of a part, where only the copy has a tied weight as a Parameter."""
     is_average = name == "module" and isinstance(around, AveragedModel)
     if copied is not None and (is_average or isinstance(around, GraphModule) or type(around) is nn.Module):
-        parted = [PARTED[module] for module in copied.modules() if module in PARTED]
+        parted = [tie for module in copied.modules() for tie in ties_of(module)]
         if parted:
             raise averaged_in_part(parted[0]) if is_average else copied_in_part(parted[0])
 
